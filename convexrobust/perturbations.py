@@ -1,0 +1,273 @@
+r"""The threat model: which inputs count as perturbed versions of x.
+
+One object, `LpBall`, is shared by everything that trains, certifies or attacks. Convex programs
+need its support function only (`LpBall.around` and `Neighbourhoods`); attacks need its geometry
+(`project`, `steepest`, `sample`). All of it is written on backend atoms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from convexrobust.backends import numpy as numpy_backend
+
+DUAL_NORM = {1: np.inf, 2: 2, np.inf: 1}
+_BISECTIONS = 60  # halves the bracket to double precision
+
+
+@dataclass(frozen=True, eq=False)
+class LpBall:
+    r"""The perturbations :math:`\{\delta : \|\delta / \epsilon\|_p \le 1\}`, optionally in a range.
+
+    Parameters
+    ----------
+    p : {1, 2, inf}
+        The norm.
+    epsilon : float or array of shape (d,)
+        Radius in input units, one for all features or one per feature (an axis-aligned ellipsoid,
+        box or cross-polytope). A feature of radius 0 is immutable.
+    bounds : tuple (lo, hi), optional
+        Smallest and largest legal value, numbers or arrays of shape (d,). The set around x is then
+        also cut to ``lo <= x + delta <= hi``. For l-inf that is a box and treated exactly; for l1
+        and l2 the support function is the uncut ball's, an upper bound, so certificates stay valid.
+
+    Raises
+    ------
+    ValueError
+        For another norm, a negative or non-finite epsilon, or bounds that are not (lo, hi).
+    """
+
+    p: float
+    epsilon: float | np.ndarray
+    bounds: tuple | None = None
+
+    def __post_init__(self):
+        if self.p not in DUAL_NORM:
+            raise ValueError(f"norm must be 1, 2 or numpy.inf, got {self.p!r}.")
+        epsilon = np.asarray(self.epsilon, dtype=np.float64)
+        if epsilon.ndim > 1 or not np.all(np.isfinite(epsilon)) or np.any(epsilon < 0.0):
+            raise ValueError(
+                "epsilon must be a finite number >= 0, or one such number per feature, "
+                f"got {self.epsilon!r}."
+            )
+        object.__setattr__(self, "epsilon", float(epsilon) if epsilon.ndim == 0 else epsilon)
+        if self.bounds is not None:
+            object.__setattr__(self, "bounds", _checked_bounds(self.bounds))
+
+    @property
+    def radius(self) -> float:
+        """The largest radius of any feature."""
+        return float(np.max(self.epsilon))
+
+    def scaled_to(self, radius) -> LpBall:
+        """Return the ball of the same shape with this largest radius."""
+        if np.ndim(self.epsilon) == 0 or self.radius == 0.0:
+            return LpBall(self.p, radius, self.bounds)
+        return LpBall(self.p, self.epsilon * (radius / self.radius), self.bounds)
+
+    def epsilons(self, n_features) -> np.ndarray:
+        """Return the radius of each feature, shape (n_features,)."""
+        if np.ndim(self.epsilon) == 1 and len(self.epsilon) != n_features:
+            raise ValueError(
+                f"epsilon has {len(self.epsilon)} entries but the data has {n_features} features; "
+                "give one number, or one per feature."
+            )
+        return np.broadcast_to(self.epsilon, (n_features,)).astype(np.float64)
+
+    def feature_range(self, n_features) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lower and upper bound of each feature (-inf and inf without bounds)."""
+        lo, hi = (-np.inf, np.inf) if self.bounds is None else self.bounds
+        for end in (lo, hi):
+            if np.ndim(end) == 1 and len(end) != n_features:
+                raise ValueError(
+                    f"bounds have {len(end)} entries but the data has {n_features} features; "
+                    "give one number, or one per feature."
+                )
+        return np.broadcast_to(lo, (n_features,)), np.broadcast_to(hi, (n_features,))
+
+    def check_inside(self, X):
+        """Raise ValueError if a row of X (n, d) lies outside the bounds."""
+        lo, hi = self.feature_range(X.shape[1])
+        outside = (X < lo - 1e-9) | (X > hi + 1e-9)
+        if outside.any():
+            k, j = np.argwhere(outside)[0]
+            raise ValueError(
+                f"bounds exclude the data: X[{k}, {j}] = {X[k, j]:.6g} is outside "
+                f"[{lo[j]:.6g}, {hi[j]:.6g}]. Give bounds in the units of X (after any scaling), "
+                "or bounds=None."
+            )
+
+    def around(self, X, *, intercept=False) -> Neighbourhoods:
+        """Return the support functions of the perturbation sets around the rows of X.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, d)
+            Data.
+        intercept : bool
+            The last column of X is the constant 1 and is never perturbed.
+        """
+        n_features = X.shape[1] - intercept
+        features = X[:, :n_features]
+        self.check_inside(features)
+        epsilon = self.epsilons(n_features)
+        if self.p == np.inf and self.bounds is not None and self.radius > 0.0:
+            lo, hi = self.feature_range(n_features)
+            low, high = np.maximum(features - epsilon, lo), np.minimum(features + epsilon, hi)
+            center, weights, radius = (low + high) / 2.0, np.maximum(high - low, 0.0) / 2.0, 1.0
+        else:
+            radius = self.radius
+            center, weights = features, (epsilon / radius if radius else epsilon)[None, :]
+        if intercept:
+            center = np.hstack([center, X[:, n_features:]])
+            weights = np.hstack([weights, np.zeros((len(weights), 1))])
+        return Neighbourhoods(center, weights, radius, self.p)
+
+    def support(self, xp, U):
+        r"""Return :math:`\max_{\delta} \delta' u` over the uncut ball for each column of U (d, P)."""
+        epsilon = xp.constant(self.epsilons(U.shape[0])[:, None], U)
+        return xp.norm(epsilon * U, DUAL_NORM[self.p], axis=0)
+
+    def project(self, xp, delta, X=None):
+        """Return the nearest perturbation in the ball for each row of delta (n, d).
+
+        With bounds the result is also moved into the bounds around the rows of X, coordinate by
+        coordinate towards 0: the exact projection for l-inf, a point of the set for l1 and l2.
+        """
+        epsilon = xp.constant(self.epsilons(delta.shape[1])[None, :], delta)
+        delta = project_rows(xp, delta, epsilon, self.p)
+        if self.bounds is None or X is None:
+            return delta
+        lo, hi = (xp.constant(end[None, :], delta) for end in self.feature_range(delta.shape[1]))
+        return xp.minimum(xp.maximum(X + delta, lo), hi) - X
+
+    def steepest(self, xp, G):
+        r"""Return :math:`\arg\max_\delta \delta' g` over the uncut ball for each row of G (n, d)."""
+        epsilon = xp.constant(self.epsilons(G.shape[1])[None, :], G)
+        if self.p == np.inf:
+            return epsilon * xp.sign(G)
+        scaled = epsilon * G
+        if self.p == 2:
+            length = xp.norm(scaled, 2, axis=1)[:, None]
+            return epsilon * scaled / xp.where(length > 0.0, length, 1.0)
+        peak = xp.abs(scaled) >= xp.norm(scaled, np.inf, axis=1)[:, None]
+        vertex = xp.where(peak, xp.sign(G), 0.0 * G)
+        return epsilon * vertex / xp.maximum(xp.row_sum(xp.abs(vertex)), 1.0)[:, None]
+
+    def sample(self, X, rng) -> np.ndarray:
+        """Return one random perturbation for each row of X (n, d), uniform in the uncut ball.
+
+        With bounds the perturbed point is then moved into them. X and the result are NumPy.
+        """
+        n, d = X.shape
+        if self.p == np.inf:
+            unit = rng.uniform(-1.0, 1.0, (n, d))
+        else:
+            signs = rng.choice([-1.0, 1.0], (n, d))
+            unit = rng.normal(size=(n, d)) if self.p == 2 else signs * rng.exponential(size=(n, d))
+            unit /= np.linalg.norm(unit, self.p, axis=1, keepdims=True)
+            unit *= rng.uniform(size=(n, 1)) ** (1.0 / d)
+        return self.project(numpy_backend, unit * self.epsilons(d), X)
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbourhoods:
+    r"""Sets :math:`c_k + \{\text{radius} \cdot r_k \circ \delta : \|\delta\|_p \le 1\}`, a row each.
+
+    Attributes
+    ----------
+    center : ndarray of shape (n, d)
+        The centres c_k: the data, or the middle of the box where bounds cut it.
+    weights : ndarray of shape (1, d) or (n, d)
+        The shapes r_k: shared by all rows, or one a row (boxes cut by bounds). 0 = not perturbed.
+    radius : float
+        The common scale.
+    p : {1, 2, inf}
+        The norm.
+    """
+
+    center: np.ndarray
+    weights: np.ndarray
+    radius: float
+    p: float
+
+    def support(self, xp, Q, radius=None):
+        r"""Return :math:`\max \delta' q_k` over the k-th set, for rows q_k of Q (n, d); (n,)."""
+        weights = xp.constant(np.broadcast_to(self.weights, self.center.shape), Q)
+        norms = xp.norm(xp.multiply(weights, Q), DUAL_NORM[self.p], axis=1)
+        return (self.radius if radius is None else radius) * norms
+
+    def support_pairs(self, xp, U, rows, radius=None):
+        """Return the support of the sets ``rows`` in the directions of the columns of U (d, P).
+
+        Shape (len(rows), P).
+        """
+        radius = self.radius if radius is None else radius
+        if len(self.weights) > 1:
+            return radius * (xp.constant(self.weights[rows], U) @ xp.abs(U))
+        weights = xp.constant(np.repeat(self.weights.T, U.shape[1], axis=1), U)
+        norms = xp.norm(xp.multiply(weights, U), DUAL_NORM[self.p], axis=0)
+        return radius * xp.outer(xp.constant(np.ones(len(rows)), U), norms)
+
+    def distance(self, G, B, rows) -> np.ndarray:
+        r"""Return :math:`\min_{\rho_k} \|g_i + \sum_k b_{ki} \rho_k\|_2` over points of the sets.
+
+        G is (d, P), B >= 0 is (len(rows), P); shape (P,). It is what is left of a dual residual
+        when the multipliers B of cone rows may choose the worst perturbation (math: the minimum is
+        the distance of -g_i to the weighted sum of the sets, which are all of one shape, or boxes).
+        """
+        if len(self.weights) > 1:
+            reach = self.radius * (self.weights[rows].T @ B)
+        else:
+            reach = self.radius * self.weights.T * B.sum(axis=0)
+        return np.linalg.norm(G.T - project_rows(numpy_backend, G.T, reach.T, self.p), axis=1)
+
+
+def project_rows(xp, A, reach, p):
+    r"""Project each row a of A (n, d) on :math:`\{\delta : \|\delta / \text{reach}\|_p \le 1\}`.
+
+    ``reach`` is (1, d) or (n, d), at least 0; where it is 0 the result is 0.
+    """
+    if p == np.inf:
+        return xp.minimum(xp.maximum(A, -reach), reach)
+    safe = xp.where(reach > 0.0, reach, 1.0 + 0.0 * reach)
+    inside = xp.where(reach > 0.0, A, 0.0 * A)
+    return _shrunk_into(xp, inside, safe, p)
+
+
+def _shrunk_into(xp, A, reach, p):
+    """Project rows on an ellipsoid (p=2) or a weighted cross-polytope (p=1): find the multiplier.
+
+    Both projections are a shrinkage by one multiplier t >= 0 a row, and the scaled norm decreases
+    in t; the bracket [0, high] is bisected. A last rescaling makes the result feasible exactly.
+    """
+
+    def shrink(t):
+        if p == 2:
+            return A * reach**2 / (reach**2 + t)
+        return xp.sign(A) * xp.pos(xp.abs(A) - t / reach)
+
+    def excess(Z):
+        return xp.norm(Z / reach, p, axis=1)[:, None]
+
+    low = 0.0 * A[:, :1]
+    high = xp.norm(A * reach, np.inf if p == 1 else 2, axis=1)[:, None]
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2.0
+        outside = excess(shrink(middle)) > 1.0
+        low, high = xp.where(outside, middle, low), xp.where(outside, high, middle)
+    projected = xp.where(excess(A) > 1.0, shrink(high), A)
+    return projected / xp.maximum(excess(projected), 1.0)
+
+
+def _checked_bounds(bounds):
+    """Return bounds as two float arrays or numbers, or say what is wrong with them."""
+    try:
+        lo, hi = (np.asarray(end, dtype=np.float64) for end in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"bounds must be a pair (lo, hi), got {bounds!r}.") from None
+    if max(lo.ndim, hi.ndim) > 1 or np.isnan(lo).any() or np.isnan(hi).any() or np.any(lo > hi):
+        raise ValueError(f"bounds must be a pair (lo, hi) with lo <= hi, got {bounds!r}.")
+    return lo, hi

@@ -1,0 +1,475 @@
+r"""The convex program of (adversarial) training, and what every solver returns.
+
+With data X (n x d, the last column the constant 1 if ``intercept``), patterns D (n x P, 0/1),
+S = 2D - 1 and one weight matrix pair V_c, W_c (d x P) for each output c, the network's output is
+
+.. math:: f_c(x_k) = \sum_i D_{ki}\, x_k'(v_{ci} - w_{ci})
+
+and the slope of sample k is :math:`q_{kc} = \sum_i D_{ki} (v_{ci} - w_{ci})`. Let :math:`\rho_k`
+be the support function of the perturbation set around x_k. A neuron v on pattern i leaves its
+robust cone at sample k by :math:`s_k(v) = (\rho_k(v) - S_{ki} x_k'v)_+`. Then over the whole set
+
+.. math::
+
+    z_k - \rho_k(q_k) - \sum_i s_k(w_i) \;\le\; f(x_k + \delta) \;\le\;
+    z_k + \rho_k(q_k) + \sum_i s_k(v_i)
+
+for *any* V, W and D. Training minimises the worst loss over this interval plus the group norm:
+
+.. math:: \min_{V, W}\ \sum_k \omega_k \varphi(m_k)
+          + \beta \sum_{c,i} (\|v_{ci}\|_2 + \|w_{ci}\|_2),
+
+where the margins m_k are lower ends of such intervals. The *formulation* says how s is treated:
+"hard" is the published program (all s = 0 as constraints; Bai, Gautam, Gai and Sojoudi,
+arXiv 2105.12237), "one-sided" keeps only the cone rows that the margins can see, "soft" has no
+constraints and charges s to the margins. With epsilon = 0 they are the nominal programs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from convexrobust.backends import numpy as numpy_backend
+from convexrobust.losses import Loss
+from convexrobust.perturbations import LpBall, Neighbourhoods
+from convexrobust.regularizers import GroupLasso
+
+FORMULATIONS = ("hard", "one-sided", "soft")
+
+
+class MarginMap(NamedTuple):
+    """How the margins of a sample depend on the outputs: m_ke = sum_c T_kec f_c(x_k) + b_ke.
+
+    Attributes
+    ----------
+    directions : ndarray of shape (n, E, C)
+        T, with entries -1, 0, 1.
+    offsets : ndarray of shape (n, E)
+        b.
+    slope_of : tuple of int
+        For each margin the first margin with the same direction up to sign: they share a slope.
+    """
+
+    directions: np.ndarray
+    offsets: np.ndarray
+    slope_of: tuple[int, ...]
+
+
+class Multipliers(NamedTuple):
+    """A dual point of a `ConvexProgram`; every entry is repaired before use, so any will do.
+
+    Attributes
+    ----------
+    margins : ndarray of shape (n, E)
+        a >= 0, of the margins.
+    slopes : dict of int to ndarray of shape (n, d)
+        P, of the slopes: a perturbation of each sample times the margin multipliers.
+    cones_v, cones_w : list of ndarray, one (len(rows), P) for each output
+        b >= 0, of the cone rows ``program.rows_v[c]`` and ``program.rows_w[c]``.
+    """
+
+    margins: np.ndarray
+    slopes: dict[int, np.ndarray]
+    cones_v: list[np.ndarray]
+    cones_w: list[np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class ConvexProgram:
+    """Convex training of a two-layer ReLU network on given activation patterns.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n, d)
+        Data; with ``intercept`` the last column is the constant 1.
+    y : ndarray of shape (n,)
+        Targets; -1 / +1 for classification with one output, class numbers 0 .. C-1 with several.
+    D : ndarray of shape (n, P)
+        Activation patterns, 0/1, one a column.
+    loss : Loss
+        Its task says which margins are meant.
+    regularizer : GroupLasso
+        Weight decay.
+    perturbation : LpBall
+        The threat model on the features; epsilon = 0 is nominal training.
+    formulation : {"soft", "one-sided", "hard"}
+        Treatment of the robust cones; see the module's text. For a regression loss both ends of
+        the interval count, so that "one-sided" has the same rows as "hard".
+    sample_weight : ndarray of shape (n,), optional
+        Weights, used in proportion to their sum: the loss is a weighted mean.
+    intercept : bool
+        The last column of X is the intercept, which no perturbation changes.
+    n_outputs : int
+        C.
+
+    Notes
+    -----
+    Variables are passed as ``V, W``, indexable by output: arrays of shape (C, d, P), or lists of C
+    cvxpy variables (d, P). Every method that takes a backend ``xp`` is one formula for all three.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    D: np.ndarray
+    loss: Loss
+    regularizer: GroupLasso
+    perturbation: LpBall
+    formulation: str = "soft"
+    sample_weight: np.ndarray | None = None
+    intercept: bool = True
+    n_outputs: int = 1
+
+    def __post_init__(self):
+        if self.formulation not in FORMULATIONS:
+            raise ValueError(
+                f"formulation must be one of {FORMULATIONS}, got {self.formulation!r}."
+            )
+        n = len(self.X)
+        if np.ndim(self.D) != 2 or len(self.D) != n:
+            raise ValueError(
+                f"patterns have shape {np.shape(self.D)} but X has {n} rows: D must be (n, P) and "
+                "belong to this X. Sample it from the same data, or pass gates to `patterns_of`."
+            )
+        if not np.isin(self.D, (0, 1)).all():
+            raise ValueError("patterns D must hold only 0 and 1.")
+        if len(self.y) != n:
+            raise ValueError(f"y has {len(self.y)} entries but X has {n} rows.")
+        self._check_labels()
+
+    def _check_labels(self):
+        if self.loss.task != "classification":
+            if self.n_outputs != 1:
+                raise ValueError("n_outputs must be 1 for a regression loss.")
+            return
+        legal = (-1, 1) if self.n_outputs == 1 else range(self.n_outputs)
+        if not np.isin(self.y, list(legal)).all():
+            raise ValueError(
+                f"y must hold only {list(legal)} for a classification loss with "
+                f"n_outputs={self.n_outputs}; got {np.unique(self.y)[:5]}."
+            )
+
+    # ---------------------------------------------------------------- data, once per program
+
+    @cached_property
+    def sets(self) -> Neighbourhoods:
+        """The perturbation sets around the rows of X."""
+        return self.perturbation.around(self.X, intercept=self.intercept)
+
+    @cached_property
+    def weight(self) -> np.ndarray:
+        """Weights of the samples, summing to 1; shape (n,)."""
+        weight = np.ones(len(self.X)) if self.sample_weight is None else self.sample_weight
+        weight = np.asarray(weight, dtype=np.float64)
+        if weight.shape != (len(self.X),) or np.any(weight < 0) or not np.sum(weight) > 0:
+            raise ValueError("sample_weight must be (n,), at least 0, with a positive sum.")
+        return weight / np.sum(weight)
+
+    @cached_property
+    def signs(self) -> np.ndarray:
+        """S = 2D - 1, float; shape (n, P)."""
+        return 2.0 * np.asarray(self.D, dtype=np.float64) - 1.0
+
+    @cached_property
+    def margin_map(self) -> MarginMap:
+        """How the margins depend on the outputs."""
+        return _margin_map(self.loss.task, np.asarray(self.y), self.n_outputs)
+
+    @cached_property
+    def rows_v(self) -> list[np.ndarray]:
+        """For each output the rows at which a neuron of V has a cone row or a slack."""
+        return self._cone_rows(-1)
+
+    @cached_property
+    def rows_w(self) -> list[np.ndarray]:
+        """For each output the rows at which a neuron of W has a cone row or a slack."""
+        return self._cone_rows(+1)
+
+    def _cone_rows(self, sign):
+        if self.formulation == "hard":
+            return [np.arange(len(self.X))] * self.n_outputs
+        used = (sign * self.margin_map.directions > 0).any(axis=1)
+        return [np.flatnonzero(used[:, c]) for c in range(self.n_outputs)]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape (C, d, P) of V and of W."""
+        return self.n_outputs, self.X.shape[1], self.D.shape[1]
+
+    def certified(self) -> ConvexProgram:
+        """Return the soft program of the same data: valid for every V and W, feasible or not."""
+        return self if self.formulation == "soft" else replace(self, formulation="soft")
+
+    # ---------------------------------------------------------------- the one formula
+
+    def slopes(self, xp, V, W):
+        """Return the slopes of the outputs, a list of C matrices (n, d): q_kc as row k."""
+        D = xp.constant(self.D, V[0])
+        return [D @ (V[c] - W[c]).T for c in range(self.n_outputs)]
+
+    def outputs(self, xp, slopes):
+        """Return the outputs at the centres of the sets, a list of C vectors (n,)."""
+        X = xp.constant(self.sets.center, slopes[0])
+        return [xp.row_sum(xp.multiply(X, Q)) for Q in slopes]
+
+    def margin_slopes(self, xp, slopes):
+        """Return the slopes of the margins, a dict from each distinct margin to (n, d)."""
+        return {e: self._combined(xp, e, slopes) for e in sorted(set(self.margin_map.slope_of))}
+
+    def cone_gap(self, xp, U, rows, radius=None):
+        r"""Return :math:`\rho_k(u_i) - S_{ki} x_k'u_i`, positive outside the robust cone.
+
+        U is (d, P); shape (len(rows), P).
+        """
+        X, S = xp.constant(self.sets.center[rows], U), xp.constant(self.signs[rows], U)
+        return self.sets.support_pairs(xp, U, rows, radius) - xp.multiply(S, X @ U)
+
+    def margins_from(self, xp, outputs, supports, slacks_v, slacks_w):
+        """Return the worst-case margins (n, E) from their parts.
+
+        ``outputs`` as from `outputs`; ``supports`` the support of each slope; ``slacks_v`` and
+        ``slacks_w`` for each output the sums of slacks at its cone rows, or None without any.
+        """
+        n, margins = len(self.X), []
+        v = [self._on_all_rows(xp, s, r, n) for s, r in zip(slacks_v, self.rows_v, strict=True)]
+        w = [self._on_all_rows(xp, s, r, n) for s, r in zip(slacks_w, self.rows_w, strict=True)]
+        for e, slope in enumerate(self.margin_map.slope_of):
+            margin = self._combined(xp, e, outputs) - supports[slope]
+            margin = margin + xp.constant(self.margin_map.offsets[:, e], outputs[0])
+            for c in range(self.n_outputs):
+                direction = self.margin_map.directions[:, e, c]
+                for slack, used in ((v[c], direction < 0), (w[c], direction > 0)):
+                    if slack is not None and used.any():
+                        margin = margin - xp.multiply(xp.constant(used, outputs[0]), slack)
+            margins.append(margin)
+        return xp.columns(margins)
+
+    def margins(self, xp, V, W, radius=None):
+        """Return the worst-case margins, concave in V and W; shape (n, E)."""
+        slopes = self.slopes(xp, V, W)
+        supports = {
+            e: self.sets.support(xp, Q, radius) for e, Q in self.margin_slopes(xp, slopes).items()
+        }
+        slacks = [[None] * self.n_outputs] * 2
+        if self.formulation == "soft":
+            slacks = [
+                [
+                    xp.row_sum(xp.pos(self.cone_gap(xp, U[c], rows[c], radius)))
+                    for c in range(len(U))
+                ]
+                for U, rows in ((V, self.rows_v), (W, self.rows_w))
+            ]
+        return self.margins_from(xp, self.outputs(xp, slopes), supports, *slacks)
+
+    def mean_loss(self, xp, margins):
+        """Return the weighted mean loss of given margins."""
+        losses = self.loss.value(xp, margins)
+        return xp.sum(xp.multiply(xp.constant(self.weight, losses), losses))
+
+    def penalty(self, xp, V, W, beta=None):
+        """Return the regulariser of all outputs; ``beta`` overrides its strength."""
+        return sum(self.regularizer.value(xp, u, beta) for U in (V, W) for u in U)
+
+    def objective(self, xp, V, W):
+        """Return the weighted mean loss plus the penalty; cones are not looked at."""
+        return self.mean_loss(xp, self.margins(xp, V, W)) + self.penalty(xp, V, W)
+
+    def cone_violation(self, V, W) -> float:
+        """Return the largest violation of a cone row that this formulation demands (0 if soft)."""
+        if self.formulation == "soft":
+            return 0.0
+        gaps = [
+            self.cone_gap(numpy_backend, U[c], rows[c])
+            for U, rows in ((V, self.rows_v), (W, self.rows_w))
+            for c in range(self.n_outputs)
+        ]
+        return float(max((gap.max(initial=0.0) for gap in gaps), default=0.0))
+
+    def _combined(self, xp, e, of_output):
+        """Return sum_c T_kec * of_output[c], whose entries are (n,) or (n, d)."""
+        parts = []
+        for c, values in enumerate(of_output):
+            direction = self.margin_map.directions[:, e, c]
+            if np.all(direction == 1.0):
+                parts.append(values)
+            elif direction.any():
+                if len(values.shape) == 2:
+                    direction = np.repeat(direction[:, None], values.shape[1], axis=1)
+                parts.append(xp.multiply(xp.constant(direction, values), values))
+        return sum(parts[1:], start=parts[0])
+
+    @staticmethod
+    def _on_all_rows(xp, slack, rows, n):
+        if slack is None or len(rows) == 0:
+            return None
+        return slack if len(rows) == n else xp.scatter(slack, rows, n)
+
+    # ---------------------------------------------------------------- the dual bound
+
+    def lower_bound(self, multipliers: Multipliers) -> float:
+        r"""Return a valid lower bound on the optimal value from any dual point.
+
+        The Lagrangian separates over neurons into :math:`g_i'u_i + \beta \|u_i\|`, so that
+
+        .. math:: -\sum_k \left( a_k'b_k + \omega_k \varphi^*(-a_k / \omega_k) \right)
+
+        is a bound as soon as all :math:`\|g_i\|_2 \le \beta`. The multipliers are first moved into
+        their domain; then, since the g_i are linear in them, all are scaled by the t that gives
+        the best bound among those that satisfy the constraint. t = 0 always does, so the bound is
+        never below that of the zero multipliers.
+        """
+        a, P, cones_v, cones_w = self._repaired(multipliers)
+        residual = self._largest_residual(a, P, cones_v, cones_w)
+        beta = self.regularizer.beta
+        # One part in 1e12 pays for rounding in the residual, so that the bound stays valid.
+        limit = beta / residual * (1.0 - 1e-12) if residual > 0.0 else np.inf
+        heaviest = np.max(a.sum(axis=1) / np.where(self.weight > 0, self.weight, 1.0), initial=0.0)
+        if heaviest > 0.0:
+            limit = min(limit, self.loss.largest_multiplier / heaviest)
+        limit = min(limit, 1e6)
+
+        def dual(t):
+            used = self.weight > 0
+            conjugate = self.loss.conjugate(t * a[used] / self.weight[used, None])
+            return -t * np.sum(a * self.margin_map.offsets) - np.sum(self.weight[used] * conjugate)
+
+        return max(float(dual(0.0)), _golden_maximum(dual, 0.0, limit))
+
+    def _repaired(self, multipliers):
+        """Return the multipliers moved into the domain of the Lagrangian bound."""
+        used = self.weight > 0
+        a = np.where(used[:, None], np.maximum(np.nan_to_num(multipliers.margins), 0.0), 0.0)
+        slopes = {}
+        for e, P in multipliers.slopes.items():
+            share = sum(a[:, f] for f, slope in enumerate(self.margin_map.slope_of) if slope == e)
+            reach = self.sets.radius * share[:, None] * self.sets.weights
+            slopes[e] = _scaled_into(np.nan_to_num(P), reach, self.sets.p)
+        cones = []
+        for sign, given, rows in (
+            (-1, multipliers.cones_v, self.rows_v),
+            (+1, multipliers.cones_w, self.rows_w),
+        ):
+            cap = np.einsum("kec,ke->kc", sign * self.margin_map.directions > 0, a)
+            if self.formulation != "soft":
+                cap[:] = np.inf
+            cones.append(
+                [
+                    np.clip(np.nan_to_num(b), 0.0, cap[r, c][:, None])
+                    for c, (b, r) in enumerate(zip(given, rows, strict=True))
+                ]
+            )
+        return a, slopes, *cones
+
+    def _largest_residual(self, a, slopes, cones_v, cones_w) -> float:
+        """Return max_i ||g_i||_2 over all neurons, the perturbations of cone rows chosen best."""
+        X, D, largest = self.sets.center, np.asarray(self.D, dtype=np.float64), 0.0
+        for c in range(self.n_outputs):
+            of_output = self.margin_map.directions[:, :, c]
+            shared = -np.sum(a * of_output, axis=1)[:, None] * X
+            for e, P in slopes.items():
+                shared = shared + of_output[:, e, None] * P
+            shared = shared.T @ D
+            for sign, b, rows in (
+                (1, cones_v[c], self.rows_v[c]),
+                (-1, cones_w[c], self.rows_w[c]),
+            ):
+                G = sign * shared - X[rows].T @ (self.signs[rows] * b)
+                largest = max(largest, self.sets.distance(G, b, rows).max(initial=0.0))
+        return float(largest)
+
+    def solution(self, V, W, **facts) -> Solution:
+        """Return the `Solution` at V, W, its objective valid whatever the solver left undone.
+
+        Columns shorter than 1e-6 of the longest are set to 0 first, so that the objective is that
+        of the pruned network.
+        """
+        V, W = np.array(V, dtype=np.float64), np.array(W, dtype=np.float64)
+        lengths = np.linalg.norm(np.stack([V, W]), axis=2, keepdims=True)
+        keep = lengths > 1e-6 * lengths.max(initial=0.0)
+        V, W = V * keep[0], W * keep[1]
+        objective = float(self.certified().objective(numpy_backend, V, W))
+        return Solution(V, W, objective, cone_violation=self.cone_violation(V, W), **facts)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What every solver returns.
+
+    Attributes
+    ----------
+    V, W : ndarray of shape (C, d, P)
+        Weights of the neurons with output weight +1 and -1.
+    objective : float
+        The soft objective at V, W in float64: a valid upper bound of the network's worst-case
+        objective, and (up to ``cone_violation`` for cone formulations) the program's value.
+    lower_bound : float
+        A valid lower bound on the program's optimum over the patterns used.
+    cone_violation : float
+        Largest violation of a cone row that the formulation demands.
+    status : str
+        "optimal", or what the solver said.
+    solver : str
+        Its name.
+    n_iter : int
+        Iterations.
+    seconds : float
+        Wall time of the solver call, set-up included.
+    """
+
+    V: np.ndarray
+    W: np.ndarray
+    objective: float
+    lower_bound: float = -np.inf
+    cone_violation: float = 0.0
+    status: str = "unknown"
+    solver: str = ""
+    n_iter: int = 0
+    seconds: float = 0.0
+    history: list = field(default_factory=list)
+
+    @property
+    def gap(self) -> float:
+        """The duality gap, ``objective - lower_bound``."""
+        return self.objective - self.lower_bound
+
+    @property
+    def relative_gap(self) -> float:
+        """The duality gap relative to the objective."""
+        return self.gap / max(abs(self.objective), np.finfo(float).tiny)
+
+
+def _margin_map(task, y, n_outputs) -> MarginMap:
+    """Return which combinations of outputs a task's margins are."""
+    n = len(y)
+    if task == "regression":
+        directions = np.broadcast_to(np.array([[-1.0], [1.0]]), (n, 2, 1))
+        return MarginMap(directions, np.column_stack([y, -y]).astype(np.float64), (0, 0))
+    if n_outputs == 1:
+        return MarginMap(y.astype(np.float64)[:, None, None], np.zeros((n, 1)), (0,))
+    y = y.astype(np.intp)
+    identity = np.eye(n_outputs)
+    rivals = np.array([[c for c in range(n_outputs) if c != label] for label in range(n_outputs)])
+    directions = identity[y][:, None, :] - identity[rivals[y]]
+    return MarginMap(directions, np.zeros(directions.shape[:2]), tuple(range(n_outputs - 1)))
+
+
+def _scaled_into(P, reach, p):
+    """Scale each row of P (n, d) into the p-ball of axes ``reach`` (n, d)."""
+    P = np.where(reach > 0.0, P, 0.0)
+    norms = np.linalg.norm(P / np.where(reach > 0.0, reach, 1.0), ord=p, axis=1, keepdims=True)
+    return P / np.maximum(norms, 1.0)
+
+
+def _golden_maximum(function, low, high, n_steps=100):
+    """Return the largest value met while narrowing [low, high] around a concave maximum."""
+    ratio = (np.sqrt(5.0) - 1.0) / 2.0
+    best = max(float(function(high)), float(function(low)))
+    for _ in range(n_steps):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        at_left, at_right = float(function(left)), float(function(right))
+        best = max(best, at_left, at_right)
+        low, high = (low, right) if at_left > at_right else (left, high)
+    return best

@@ -1,0 +1,294 @@
+"""Conic solvers through cvxpy: the reference for small and medium data."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import replace
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from convexrobust.program import ConvexProgram, Multipliers, Solution
+
+_REMEDIES = {
+    "MOSEK": "install `convexrobust[mosek]` and a licence, or use ConicSolver() for Clarabel",
+    "QOCO": "install `convexrobust[qoco]`, or use ConicSolver() for Clarabel",
+}
+
+
+_SMALLEST_BETA = 1e-5  # below it the objective is no longer divided by beta
+_PROVEN = 1e-4  # relative gap from which a point counts as optimal, whatever the solver says
+_FEASIBLE = 1e-6  # cone violation up to which it does
+
+
+class SolverError(RuntimeError):
+    """A solver failed; the message names the solver, its status and a remedy."""
+
+
+class ConicSolver:
+    """Hand a `ConvexProgram` to a conic solver by cvxpy.
+
+    Parameters
+    ----------
+    name : str, optional
+        A cvxpy solver that takes second-order cones (and exponential ones for the logistic loss):
+        "CLARABEL" (default), "SCS", "QOCO", "MOSEK", ... MOSEK is used only when named.
+    **options
+        Passed on to the solver, e.g. ``max_iter=500`` for Clarabel.
+
+    Notes
+    -----
+    ``beta`` and the radius ``epsilon`` are cvxpy parameters: solving the same data again with
+    other values of them (and no bounds, which move the centres) does not compile again. The cache
+    holds the last problem and is not copied or pickled.
+
+    The multipliers of the solver are turned into a dual bound by `ConvexProgram.lower_bound`,
+    which is valid whatever their accuracy.
+    """
+
+    def __init__(self, name: str | None = None, **options):
+        self.name = name
+        self.options = options
+        self._compiled: _Compiled | None = None
+
+    def __repr__(self):
+        arguments = [repr(self.name)] if self.name else []
+        arguments += [f"{key}={value!r}" for key, value in self.options.items()]
+        return f"ConicSolver({', '.join(arguments)})"
+
+    def __getstate__(self):
+        return {**self.__dict__, "_compiled": None}
+
+    def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
+        """Solve the program.
+
+        Parameters
+        ----------
+        program : ConvexProgram
+            What to minimise.
+        start : Solution, optional
+            Starting point, used by solvers that can (SCS).
+
+        Returns
+        -------
+        Solution
+            With a valid objective and lower bound, and the solver's status.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the solver stopped early or calls its answer inaccurate, unless the valid gap
+            proves the point optimal to 1e-4 (relative).
+
+        Raises
+        ------
+        SolverError
+            If there is no such solver, it has no licence, cannot take the cones, or failed.
+        """
+        clock = time.perf_counter()
+        name = self._checked_name()
+        if self._compiled is None or not self._compiled.serves(program):
+            self._compiled = _Compiled(program)
+        compiled = self._compiled
+        compiled.set_values(program, start)
+        self._run(compiled.problem, name)
+        status = compiled.problem.status
+        V, W = compiled.weights()
+        if status not in ("optimal", "optimal_inaccurate", "user_limit") or V is None:
+            raise SolverError(
+                f"{name} ended with status {status!r} and no usable point. Scale the features to "
+                "comparable ranges, increase beta, or try another solver, e.g. "
+                'ConicSolver("SCS") or ConicSolver("CLARABEL", max_iter=500).'
+            )
+        stats = compiled.problem.solver_stats
+        return _honest(
+            program.solution(
+                V,
+                W,
+                lower_bound=program.lower_bound(compiled.multipliers()),
+                status=status,
+                solver=name,
+                n_iter=int(stats.num_iters or 0),
+                seconds=time.perf_counter() - clock,
+            )
+        )
+
+    def _checked_name(self) -> str:
+        """Return the cvxpy name of the solver after making sure that it can run."""
+        import cvxpy as cp
+
+        name = "CLARABEL" if self.name is None else str(self.name).upper()
+        if name not in cp.installed_solvers():
+            remedy = _REMEDIES.get(name, "install it, or choose one of those")
+            raise SolverError(
+                f"solver {name!r} is not installed (available: "
+                f"{', '.join(cp.installed_solvers())}): {remedy}."
+            )
+        if name == "MOSEK":
+            _probe_mosek()
+        return name
+
+    def _run(self, problem, name):
+        import cvxpy as cp
+
+        try:
+            with warnings.catch_warnings():
+                # cvxpy's own "may be inaccurate" warning: ours follows and says how inaccurate.
+                warnings.filterwarnings("ignore", message="Solution may be inaccurate")
+                problem.solve(solver=name, warm_start=True, **self.options)
+        except cp.error.DCPError:
+            raise
+        except Exception as error:  # solvers raise types of their own, mosek.Error among them
+            raise SolverError(
+                f"{name} failed: {error} Use a solver that supports the cones of this loss (the "
+                "logistic loss needs exponential cones), or ConicSolver() for Clarabel."
+            ) from error
+
+
+class _Compiled:
+    """One program as a cvxpy problem, with beta and the radius as parameters.
+
+    Slopes and slacks are variables with constraints of their own, rather than subexpressions, so
+    that their multipliers can be read back.
+    """
+
+    def __init__(self, program: ConvexProgram):
+        import cvxpy as cp
+
+        from convexrobust.backends import cvxpy as xp
+
+        self.program = program
+        n_outputs, d, P = program.shape
+        self.scale = cp.Parameter(nonneg=True)
+        self.scaled_beta = cp.Parameter(nonneg=True)
+        self.radius = cp.Parameter(nonneg=True)
+        self.V = [cp.Variable((d, P)) for _ in range(n_outputs)]
+        self.W = [cp.Variable((d, P)) for _ in range(n_outputs)]
+        self.margins = cp.Variable(program.margin_map.offsets.shape)
+
+        slopes = [cp.Variable((len(program.X), d)) for _ in range(n_outputs)]
+        copies = [
+            Q == expression
+            for Q, expression in zip(slopes, program.slopes(xp, self.V, self.W), strict=True)
+        ]
+        self.slopes, supports = {}, dict.fromkeys(program.margin_map.slope_of, 0.0)
+        if program.sets.radius > 0.0:
+            for e, expression in program.margin_slopes(xp, slopes).items():
+                Q = cp.Variable(expression.shape)
+                self.slopes[e] = expression == Q
+                supports[e] = program.sets.support(xp, Q, self.radius)
+        self.cones_v, slacks_v = self._cones(xp, self.V, program.rows_v)
+        self.cones_w, slacks_w = self._cones(xp, self.W, program.rows_w)
+        outputs = program.outputs(xp, slopes)
+        worst = program.margins_from(xp, outputs, supports, slacks_v, slacks_w)
+        self.worst = self.margins <= worst
+
+        cones = [cone for cone in self.cones_v + self.cones_w if cone is not None]
+        mean_loss = program.mean_loss(xp, self.margins)
+        value = self.scale * mean_loss + program.penalty(xp, self.V, self.W, self.scaled_beta)
+        self.problem = cp.Problem(
+            cp.Minimize(value), [self.worst, *copies, *self.slopes.values(), *cones]
+        )
+
+    def _cones(self, xp, U, all_rows):
+        """Return for each output its cone constraint, and its sums of slacks if they are soft."""
+        import cvxpy as cp
+
+        constraints, sums = [], []
+        for u, rows in zip(U, all_rows, strict=True):
+            if len(rows) == 0:
+                constraints.append(None)
+                sums.append(None)
+                continue
+            gap = self.program.cone_gap(xp, u, rows, self.radius)
+            soft = self.program.formulation == "soft"
+            slack = cp.Variable(gap.shape, nonneg=True) if soft else 0.0
+            constraints.append(gap <= slack)
+            sums.append(xp.row_sum(slack) if soft else None)
+        return constraints, sums
+
+    def serves(self, program: ConvexProgram) -> bool:
+        """Tell whether the program differs at most in the values of the parameters."""
+        old, new = self.program, program
+        return (
+            (old.loss, old.formulation, old.shape) == (new.loss, new.formulation, new.shape)
+            and old.sets.p == new.sets.p
+            and (old.sets.radius > 0.0) == (new.sets.radius > 0.0)
+            and np.array_equal(old.D, new.D)
+            and np.array_equal(old.sets.center, new.sets.center)
+            and np.allclose(old.sets.weights, new.sets.weights, rtol=1e-14, atol=0.0)
+            and np.array_equal(old.y, new.y)
+            and np.array_equal(old.weight, new.weight)
+        )
+
+    def set_values(self, program: ConvexProgram, start: Solution | None):
+        """Set the parameters, and the variables to a start of the right shape."""
+        self.program = program
+        # Divided by beta the dual constraint is ||g|| <= 1, so that the solver's tolerance on dual
+        # feasibility is the relative error of the dual bound (and fewer iterations are needed).
+        self.scale.value = 1.0 / max(program.regularizer.beta, _SMALLEST_BETA)
+        self.scaled_beta.value = self.scale.value * program.regularizer.beta
+        self.radius.value = program.sets.radius
+        if start is not None and start.V.shape == program.shape:
+            for c in range(program.n_outputs):
+                self.V[c].value, self.W[c].value = start.V[c], start.W[c]
+
+    def weights(self):
+        """Return the values of V and W, or None twice."""
+        values = [[u.value for u in U] for U in (self.V, self.W)]
+        if any(u is None or not np.isfinite(u).all() for U in values for u in U):
+            return None, None
+        return np.array(values[0]), np.array(values[1])
+
+    def multipliers(self) -> Multipliers:
+        """Return the dual point that the solver found."""
+        P = self.program.D.shape[1]
+
+        def dual(constraint):
+            value = constraint.dual_value
+            value = np.zeros(constraint.shape) if value is None else value
+            return np.reshape(value, constraint.shape) / self.scale.value
+
+        def of_cones(constraints, all_rows):
+            return [
+                np.zeros((len(rows), P)) if constraint is None else dual(constraint)
+                for constraint, rows in zip(constraints, all_rows, strict=True)
+            ]
+
+        return Multipliers(
+            dual(self.worst),
+            {e: dual(constraint) for e, constraint in self.slopes.items()},
+            of_cones(self.cones_v, self.program.rows_v),
+            of_cones(self.cones_w, self.program.rows_w),
+        )
+
+
+def _probe_mosek():
+    """Raise SolverError unless a MOSEK licence can be checked out."""
+    import mosek
+
+    try:
+        with mosek.Env() as environment:
+            environment.checkoutlicense(mosek.feature.pts)
+    except mosek.Error as error:
+        raise SolverError(
+            f"MOSEK is installed but has no licence ({error}). Put the licence file where "
+            "MOSEKLM_LICENSE_FILE points, or use ConicSolver() for Clarabel."
+        ) from error
+
+
+def _honest(solution: Solution) -> Solution:
+    """Return the solution, its status optimal if that is proven, or warn that it stopped early."""
+    proven = solution.relative_gap <= _PROVEN and solution.cone_violation <= _FEASIBLE
+    if solution.status == "optimal" or proven:
+        return replace(solution, status="optimal")
+    warnings.warn(
+        f"{solution.solver} stopped with status {solution.status!r} after {solution.n_iter} "
+        f"iterations: objective {solution.objective:.6g}, lower bound {solution.lower_bound:.6g}, "
+        f"cone violation {solution.cone_violation:.1e}. Both bounds are valid; for a smaller gap "
+        "allow more iterations, scale the features, or choose another solver.",
+        ConvergenceWarning,
+        stacklevel=3,
+    )
+    return solution
