@@ -23,8 +23,8 @@ def sample_patterns(X, n_patterns, *, y=None, directions="gaussian", random_stat
     r"""Draw distinct activation patterns :math:`1[X u \ge 0]` at random gates u.
 
     The all-active pattern always comes first, the others in order of appearance. It may belong to
-    no gate at all, and is valid nevertheless: the soft program takes any 0/1 vector, and in the
-    hard program the cone of such a pattern is {0} and adds no neuron.
+    no cell, and is valid nevertheless: the soft program takes any 0/1 vector, and in the hard
+    program the cone of such a pattern merely has no interior.
 
     Parameters
     ----------
@@ -82,19 +82,10 @@ def sample_patterns(X, n_patterns, *, y=None, directions="gaussian", random_stat
 
 
 def patterns_of(X, U):
-    r"""Return the patterns :math:`D = 1[X U \ge 0]`, int8 (n, m), of given gates.
+    r"""Return the patterns :math:`D = 1[X U \ge 0]` of given gates.
 
-    Parameters
-    ----------
-    X : array-like of shape (n, d)
-        Data.
-    U : array-like of shape (d, m)
-        Gates, one a column. Gates of one cell give equal columns.
-
-    Raises
-    ------
-    ValueError
-        If X or U is not a finite matrix, or their shapes do not match.
+    X (n, d) and U (d, m), a gate a column, give D (n, m), int8; gates of one cell give equal
+    columns. Not finite or not matching matrices raise ValueError.
     """
     X, U = _as_matrix("X", X), _as_matrix("U", U)
     if U.shape[0] != X.shape[1]:
@@ -132,19 +123,13 @@ def enumerate_patterns(X, *, limit=20_000):
     dimension less. In the plane sorted angles give the cells, in time O(n log n). No linear
     program is needed, and of two opposite cells only one is visited. Rows within an angle of 1e-9
     of each other, in coordinates that whiten X, count as parallel.
-
-    Examples
-    --------
-    >>> enumerate_patterns([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    array([[1, 1, 0, 0],
-           [1, 0, 1, 0],
-           [1, 1, 0, 0]], dtype=int8)
     """
     X, limit = _as_matrix("X", X), _as_count("limit", limit)
     Z, member, side = _hyperplanes(X)
     if (most := _most_cells(Z)) > limit:
+        number = most if most < 10**12 else f"about 10^{math.log10(most):.0f}"
         raise ValueError(
-            f"X may have {most} patterns ({Z.shape[0]} distinct hyperplanes of rank {Z.shape[1]}), "
+            f"X may have {number} patterns ({len(Z)} distinct hyperplanes, rank {Z.shape[1]}), "
             f"more than limit={limit}. Use sample_patterns, or raise limit."
         )
     if not len(Z):
@@ -157,19 +142,9 @@ def enumerate_patterns(X, *, limit=20_000):
 def count_patterns(n, rank):
     r"""Return Cover's count :math:`2 \sum_{k<r} \binom{n-1}{k}` of the patterns of n rows, exactly.
 
-    It is the maximum over all data sets, attained in general position (any r rows independent).
-
-    Parameters
-    ----------
-    n : int
-        Number of rows.
-    rank : int
-        Rank r of the data; more than n counts as n, which gives :math:`2^n`.
-
-    Raises
-    ------
-    ValueError
-        If an argument is not a positive integer.
+    It is the maximum over all data sets of rank r, attained in general position (any r rows
+    independent). A rank beyond n counts as n and gives :math:`2^n`. Both arguments are positive
+    integers, else ValueError.
 
     References
     ----------
@@ -177,7 +152,11 @@ def count_patterns(n, rank):
     applications in pattern recognition", IEEE Transactions on Electronic Computers, 1965.
     """
     n, rank = _as_count("n", n), _as_count("rank", rank)
-    return 2 * sum(math.comb(n - 1, k) for k in range(min(n, rank)))
+    count = binomial = 1
+    for k in range(1, min(n, rank)):
+        binomial = binomial * (n - k) // k
+        count += binomial
+    return 2 * count
 
 
 def required_patterns(n, psi, xi):
@@ -192,15 +171,9 @@ def required_patterns(n, psi, xi):
     ----------
     n : int
         Number of training rows.
-    psi : float
-        Probability in (0, 1) that the statement fails.
-    xi : float
-        Probability in (0, 1) that a fresh pattern improves the optimum.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
+    psi, xi : float
+        Probabilities in (0, 1), else ValueError: that the statement fails, that a fresh pattern
+        improves the optimum.
 
     Notes
     -----
@@ -225,12 +198,7 @@ def improvement_probability(n, n_patterns, psi):
     n, n_patterns : int
         Number of training rows and of independent draws P.
     psi : float
-        Probability in (0, 1) that the statement fails.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
+        Probability in (0, 1), else ValueError, that the statement fails.
     """
     n, n_patterns = _as_count("n", n), _as_count("n_patterns", n_patterns)
     psi = _as_probability("psi", psi)
@@ -253,7 +221,7 @@ def _data(X, y, m, rng):
         chosen = [Z[rng.choice(len(Z), rank - 1, replace=False)] for _ in range(m)]
         # The last Householder column is orthogonal to the rows even if they are dependent.
         normals = [np.linalg.qr(rows.T, mode="complete")[0][:, -1] for rows in chosen]
-        yield _nudge(basis @ np.column_stack(normals) * rng.choice([-1, 1], m), rng)
+        yield _nudge(X, basis @ np.column_stack(normals) * rng.choice([-1, 1], m), rng)
 
 
 def _means(X, y, m, rng):
@@ -288,12 +256,15 @@ def _through_points(X, U, rng):
     for column in constant[:1]:
         U[column] = 0
         U[column] = -np.einsum("md,dm->m", points, U) / X[0, column]
-    return _nudge(U, rng)
+    return _nudge(X, U, rng)
 
 
-def _nudge(U, rng):
+def _nudge(X, U, rng):
     """Move gates off the data points they touch, where rounding would choose the side."""
-    return U + _NUDGE * np.linalg.norm(U, axis=0) * rng.standard_normal(U.shape)
+    scales = np.linalg.norm(X, axis=0)[:, None]  # so that the units of a feature do not matter
+    scales[scales == 0] = 1
+    sizes = np.linalg.norm(scales * U, axis=0)
+    return U + _NUDGE * sizes / scales * rng.standard_normal(U.shape)
 
 
 def _collect(X, n_patterns, gates):
@@ -340,8 +311,7 @@ def _hyperplanes(X):
         return np.empty((0, 0)), member, side
     A = (A * side[:, None])[nonzero]
     # Rounding may separate a parallel pair; _gates_beside and _plane_gates merge it later.
-    rounded = A.round(12) + 0.0  # no -0.0
-    _, first, inverse = np.unique(rounded, axis=0, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(A.round(12), axis=0, return_index=True, return_inverse=True)
     member[nonzero] = inverse.ravel()
     return _unit_rows(_thin_svd(A[first])[0]), member, side
 
@@ -397,9 +367,6 @@ def _thin_svd(X):
     return left[:, :rank], right[:rank].T
 
 
-# Validation of arguments, named in the message.
-
-
 def _as_matrix(name, value):
     value = np.asarray(value, dtype=float)
     if value.ndim != 2 or not value.size:
@@ -424,6 +391,7 @@ def _as_probability(name, value):
 def _as_generator(seed):
     if isinstance(seed, np.random.RandomState):
         seed = seed.randint(2**31, size=4)
-    elif not (seed is None or isinstance(seed, Integral | np.random.Generator)) or seed == -1:
-        raise ValueError(f"random_state must be an int, a numpy generator or None, got {seed!r}.")
-    return np.random.default_rng(seed)
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"random_state must be None, int or generator, got {seed!r}.") from error

@@ -69,9 +69,9 @@ class LpBall:
 
     def epsilons(self, n_features) -> np.ndarray:
         """Return the radius of each feature, shape (n_features,)."""
-        if np.ndim(self.epsilon) == 1 and len(self.epsilon) != n_features:
+        if np.ndim(self.epsilon) == 1 and np.size(self.epsilon) != n_features:
             raise ValueError(
-                f"epsilon has {len(self.epsilon)} entries but the data has {n_features} features; "
+                f"epsilon has {np.size(self.epsilon)} entries but the data has {n_features} features; "
                 "give one number, or one per feature."
             )
         return np.broadcast_to(self.epsilon, (n_features,)).astype(np.float64)
@@ -126,7 +126,7 @@ class LpBall:
         return Neighbourhoods(center, weights, radius, self.p)
 
     def support(self, xp, U):
-        r"""Return :math:`\max_{\delta} \delta' u` over the uncut ball for each column of U (d, P)."""
+        r"""Return :math:`\max_\delta \delta' u` over the uncut ball for the columns of U (d, P)."""
         epsilon = xp.constant(self.epsilons(U.shape[0])[:, None], U)
         return xp.norm(epsilon * U, DUAL_NORM[self.p], axis=0)
 
@@ -144,7 +144,7 @@ class LpBall:
         return xp.minimum(xp.maximum(X + delta, lo), hi) - X
 
     def steepest(self, xp, G):
-        r"""Return :math:`\arg\max_\delta \delta' g` over the uncut ball for each row of G (n, d)."""
+        r"""Return :math:`\arg\max_\delta \delta' g` over the uncut ball for the rows of G (n, d)."""
         epsilon = xp.constant(self.epsilons(G.shape[1])[None, :], G)
         if self.p == np.inf:
             return epsilon * xp.sign(G)
@@ -174,7 +174,7 @@ class LpBall:
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhoods:
-    r"""Sets :math:`c_k + \{\text{radius} \cdot r_k \circ \delta : \|\delta\|_p \le 1\}`, a row each.
+    r"""The sets :math:`c_k + \text{radius} \cdot r_k \circ \{\delta : \|\delta\|_p \le 1\}`.
 
     Attributes
     ----------

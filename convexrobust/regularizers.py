@@ -31,7 +31,10 @@ class GroupLasso:
         return (self.beta if beta is None else beta) * xp.sum(xp.norm(U, 2, axis=0))
 
     def prox(self, xp, U, step):
-        r"""Return :math:`\arg\min_Z \tfrac12 \|Z - U\|_F^2 + \text{step} \cdot \beta \sum_i \|z_i\|`.
+        r"""Return the proximal point of ``step`` times the penalty.
+
+        .. math:: \arg\min_Z\ \tfrac12 \|Z - U\|_F^2 + \text{step} \cdot \beta \sum_i \|z_i\|_2
+
 
         Each column is shrunk towards 0 by ``step * beta`` and is 0 where it is shorter than that.
         """

@@ -17,7 +17,9 @@ _REMEDIES = {
 }
 
 
-_SMALLEST_BETA = 1e-5  # below it the objective is no longer divided by beta
+# The objective is divided by beta, or by these where beta is smaller. The first makes for fewer
+# iterations and a tighter dual bound; the second is tried where the solver fails on the first.
+_SMALLEST_BETAS = (1e-3, 1.0)
 _PROVEN = 1e-4  # relative gap from which a point counts as optimal, whatever the solver says
 _FEASIBLE = 1e-6  # cone violation up to which it does
 
@@ -91,8 +93,17 @@ class ConicSolver:
         if self._compiled is None or not self._compiled.serves(program):
             self._compiled = _Compiled(program)
         compiled = self._compiled
-        compiled.set_values(program, start)
-        self._run(compiled.problem, name)
+        for smallest_beta in _SMALLEST_BETAS:
+            compiled.set_values(program, start, smallest_beta)
+            failure = self._failure(compiled.problem, name)
+            if failure is None:
+                break
+        else:
+            raise SolverError(
+                f"{name} failed: {failure} Scale the features to comparable ranges, increase beta, "
+                "or use a solver that takes the cones of this loss (the logistic loss needs "
+                "exponential cones), e.g. ConicSolver() for Clarabel."
+            ) from failure
         status = compiled.problem.status
         V, W = compiled.weights()
         if status not in ("optimal", "optimal_inaccurate", "user_limit") or V is None:
@@ -129,21 +140,16 @@ class ConicSolver:
             _probe_mosek()
         return name
 
-    def _run(self, problem, name):
-        import cvxpy as cp
-
+    def _failure(self, problem, name) -> Exception | None:
+        """Solve the cvxpy problem; return what the solver raised, if anything."""
         try:
             with warnings.catch_warnings():
                 # cvxpy's own "may be inaccurate" warning: ours follows and says how inaccurate.
                 warnings.filterwarnings("ignore", message="Solution may be inaccurate")
                 problem.solve(solver=name, warm_start=True, **self.options)
-        except cp.error.DCPError:
-            raise
         except Exception as error:  # solvers raise types of their own, mosek.Error among them
-            raise SolverError(
-                f"{name} failed: {error} Use a solver that supports the cones of this loss (the "
-                "logistic loss needs exponential cones), or ConicSolver() for Clarabel."
-            ) from error
+            return error
+        return None
 
 
 class _Compiled:
@@ -222,12 +228,12 @@ class _Compiled:
             and np.array_equal(old.weight, new.weight)
         )
 
-    def set_values(self, program: ConvexProgram, start: Solution | None):
+    def set_values(self, program: ConvexProgram, start: Solution | None, smallest_beta):
         """Set the parameters, and the variables to a start of the right shape."""
         self.program = program
         # Divided by beta the dual constraint is ||g|| <= 1, so that the solver's tolerance on dual
         # feasibility is the relative error of the dual bound (and fewer iterations are needed).
-        self.scale.value = 1.0 / max(program.regularizer.beta, _SMALLEST_BETA)
+        self.scale.value = 1.0 / max(program.regularizer.beta, smallest_beta)
         self.scaled_beta.value = self.scale.value * program.regularizer.beta
         self.radius.value = program.sets.radius
         if start is not None and start.V.shape == program.shape:
