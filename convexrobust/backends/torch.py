@@ -17,7 +17,8 @@ where = torch.where
 def constant(array, like):
     """Return data as a tensor of the dtype and on the device of ``like``."""
     if not torch.is_tensor(array):
-        array = torch.as_tensor(np.asarray(array))
+        # A read-only view (from broadcasting) is copied: torch would warn about sharing it.
+        array = torch.as_tensor(np.require(array, requirements="W"))
     return array.to(dtype=like.dtype, device=like.device)
 
 

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+
+from convexrobust.backends import numpy as xp
+from convexrobust.backends import torch as torch_backend
+from convexrobust.perturbations import DUAL_NORM, LpBall, project_rows
+
+EPSILONS = [0.3, np.array([0.1, 0.0, 0.5, 0.3])]
+NORMS = [1, 2, np.inf]
+
+
+def random_points(n=40, d=4, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, d))
+
+
+def norm_of(ball, delta):
+    epsilon = ball.epsilons(delta.shape[1])
+    assert np.all(delta[:, epsilon == 0] == 0)
+    used = epsilon > 0
+    return np.linalg.norm(delta[:, used] / epsilon[used], ball.p, axis=1)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("epsilon", EPSILONS, ids=["scalar", "per-feature"])
+class TestGeometry:
+    def test_steepest_attains_the_support(self, p, epsilon):
+        ball, G = LpBall(p, epsilon), random_points()
+        delta = ball.steepest(xp, G)
+        assert np.all(norm_of(ball, delta) <= 1 + 1e-12)
+        np.testing.assert_allclose(np.sum(delta * G, axis=1), ball.support(xp, G.T), rtol=1e-12)
+
+    def test_support_is_the_weighted_dual_norm(self, p, epsilon):
+        G = random_points()
+        expected = np.linalg.norm(G * epsilon, DUAL_NORM[p], axis=1)
+        np.testing.assert_allclose(LpBall(p, epsilon).support(xp, G.T), expected)
+
+    def test_projection_is_nearest(self, p, epsilon):
+        # The variational inequality <a - P(a), z - P(a)> <= 0 for all z in the set: z = steepest
+        # point of a - P(a) is the hardest one.
+        ball, A = LpBall(p, epsilon), random_points()
+        projected = ball.project(xp, A)
+        assert np.all(norm_of(ball, projected) <= 1 + 1e-9)
+        hardest = ball.steepest(xp, A - projected)
+        inner = np.sum((A - projected) * (hardest - projected), axis=1)
+        assert inner.max() <= 1e-7
+
+    def test_projection_keeps_what_is_inside(self, p, epsilon):
+        ball = LpBall(p, epsilon)
+        inside = ball.sample(random_points(), np.random.default_rng(0))
+        np.testing.assert_allclose(ball.project(xp, inside), inside, atol=1e-12)
+
+    def test_sample_is_inside_and_not_all_at_the_centre(self, p, epsilon):
+        ball = LpBall(p, epsilon)
+        length = norm_of(ball, ball.sample(random_points(500), np.random.default_rng(0)))
+        assert length.max() <= 1 + 1e-12
+        assert length.max() > 0.9
+
+    def test_torch_agrees(self, p, epsilon):
+        ball, A = LpBall(p, epsilon), random_points()
+        tensor = torch.as_tensor(A)
+        for method in (ball.project, ball.steepest):
+            np.testing.assert_allclose(
+                method(torch_backend, tensor).numpy(), method(xp, A), atol=1e-12
+            )
+        np.testing.assert_allclose(
+            ball.support(torch_backend, tensor.T).numpy(), ball.support(xp, A.T), atol=1e-12
+        )
+
+    def test_bounds_are_respected(self, p, epsilon):
+        X = np.clip(random_points(), -1, 1)
+        ball = LpBall(p, epsilon, bounds=(-1, 1))
+        for delta in (
+            ball.project(xp, 3 * random_points(seed=1), X),
+            ball.sample(X, np.random.default_rng(0)),
+        ):
+            assert np.abs(X + delta).max() <= 1 + 1e-12
+            assert norm_of(ball, delta).max() <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_neighbourhood_supports_agree_with_sampling(p):
+    X = np.hstack([np.clip(random_points(30, 3), -1, 1), np.ones((30, 1))])
+    ball = LpBall(p, np.array([0.3, 0.1, 0.0]), bounds=(-1, 1))
+    sets, Q = ball.around(X, intercept=True), random_points(30, 4, seed=2)
+    support = sets.support(xp, Q)
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        delta = np.hstack([ball.sample(X[:, :3], rng), np.zeros((30, 1))])
+        value = np.sum((X + delta - sets.center) * Q, axis=1)
+        assert np.all(value <= support + 1e-12)
+    rows = np.array([3, 7, 20])
+    pairs = sets.support_pairs(xp, Q.T, rows)
+    assert pairs.shape == (3, 30)
+    np.testing.assert_allclose(np.diag(pairs[:, rows]), support[rows])
+
+
+def test_box_support_is_exact():
+    X = np.array([[0.9, -0.9], [0.0, 0.0]])
+    sets = LpBall(np.inf, 0.2, bounds=(-1, 1)).around(X)
+    Q = np.array([[1.0, 1.0], [1.0, 1.0]])
+    reach = np.sum(sets.center * Q, axis=1) + sets.support(xp, Q)
+    np.testing.assert_allclose(reach, [1.0 - 0.7, 0.4])
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("bounds", [None, (-3, 3)])
+def test_distance_is_below_every_choice_of_perturbations(p, bounds):
+    X = np.clip(random_points(6, 3), -3, 3)
+    sets = LpBall(p, np.array([0.4, 0.1, 0.7]), bounds).around(X)
+    rng = np.random.default_rng(0)
+    G, B, rows = rng.normal(size=(3, 5)), rng.exponential(size=(6, 5)), np.arange(6)
+    distance = sets.distance(G, B, rows)
+    reach = sets.radius * sets.weights * np.ones((6, 1))
+    for _ in range(300):
+        rho = project_rows(xp, 3 * rng.normal(size=(6, 3)) * reach, reach, p)
+        assert np.all(distance <= np.linalg.norm(G + rho.T @ B, axis=0) + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3, 0.1), "norm must be"),
+        ((2, -0.1), "epsilon must be"),
+        ((2, np.nan), "epsilon must be"),
+        ((2, np.ones((2, 2))), "epsilon must be"),
+        ((2, 0.1, (1, 0)), "bounds must be"),
+        ((2, 0.1, 3), "bounds must be"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LpBall(*arguments)
+
+
+def test_lengths_and_bounds_are_checked_against_the_data():
+    X = random_points(5, 3)
+    with pytest.raises(ValueError, match="epsilon has 2 entries but the data has 3"):
+        LpBall(2, np.ones(2)).around(X)
+    with pytest.raises(ValueError, match="bounds have 2 entries"):
+        LpBall(2, 1.0, (np.zeros(2), 1)).around(X)
+    with pytest.raises(ValueError, match="bounds exclude the data"):
+        LpBall(2, 1.0, (0, 1)).around(X)
+
+
+def test_scaled_to_keeps_the_shape():
+    ball = LpBall(2, np.array([0.1, 0.2])).scaled_to(1.0)
+    np.testing.assert_allclose(ball.epsilon, [0.5, 1.0])
+    assert LpBall(2, 0.3).scaled_to(1.0).epsilon == 1.0

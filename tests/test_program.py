@@ -1,0 +1,229 @@
+import cvxpy as cp
+import numpy as np
+import pytest
+import torch
+
+from convexrobust.backends import cvxpy as cvxpy_backend
+from convexrobust.backends import numpy as xp
+from convexrobust.backends import torch as torch_backend
+from convexrobust.losses import Hinge, Logistic, Squared
+from convexrobust.patterns import enumerate_patterns, sample_patterns
+from convexrobust.perturbations import LpBall
+from convexrobust.program import FORMULATIONS, ConvexProgram, Multipliers
+from convexrobust.regularizers import GroupLasso
+from convexrobust.solvers import ConicSolver
+from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
+
+ALL_CASES = [(loss, ball, 2) for loss in LOSSES for ball in BALLS] + [
+    (loss, ball, 3) for loss in MARGIN_LOSSES for ball in (BALLS[1], BALLS[2], BALLS[5])
+]
+CASE_IDS = [f"{name(loss)}-{name(ball)}-{classes}" for loss, ball, classes in ALL_CASES]
+
+
+def random_weights(program, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(2, *program.shape))
+
+
+def few_patterns(X, P=5):
+    return sample_patterns(X, P, random_state=0)
+
+
+@pytest.mark.parametrize(("loss", "ball", "n_classes"), ALL_CASES, ids=CASE_IDS)
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_backends_agree(loss, ball, n_classes, formulation):
+    D = few_patterns(small_data(loss.task, n_classes)[0])
+    program = small_program(loss, ball, formulation, n_classes=n_classes, D=D)
+    V, W = random_weights(program)
+    expected = program.objective(xp, V, W)
+    tensors = torch.as_tensor(V), torch.as_tensor(W)
+    assert program.objective(torch_backend, *tensors).item() == pytest.approx(expected, rel=1e-9)
+    expressions = [[cp.Constant(u) for u in U] for U in (V, W)]
+    value = program.objective(cvxpy_backend, *expressions).value
+    assert value == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("loss", "ball", "n_classes"), ALL_CASES, ids=CASE_IDS)
+def test_margins_bound_every_perturbed_network(loss, ball, n_classes):
+    # The theorem: for any V, W and any 0/1 matrix D, realisable or not.
+    rng = np.random.default_rng(0)
+    X, _ = small_data(loss.task, n_classes)
+    program = small_program(
+        loss, ball, n_classes=n_classes, D=rng.integers(0, 2, (len(X), 6)).astype(np.int8)
+    )
+    V, W = random_weights(program)
+    bound = program.margins(xp, V, W)
+    directions, offsets, _ = program.margin_map
+    for _ in range(100):
+        moved = X.copy()
+        moved[:, :2] += ball.sample(X[:, :2], rng)
+        hidden = [np.maximum(moved @ U, 0.0).sum(axis=2) for U in (V, W)]
+        margins = np.einsum("nec,cn->ne", directions, hidden[0] - hidden[1]) + offsets
+        assert np.all(margins >= bound - 1e-12)
+
+
+@pytest.mark.parametrize(("loss", "ball", "n_classes"), ALL_CASES, ids=CASE_IDS)
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_lower_bound_holds_for_any_multipliers(loss, ball, n_classes, formulation):
+    D = few_patterns(small_data(loss.task, n_classes)[0])
+    program = small_program(loss, ball, formulation, n_classes=n_classes, D=D)
+    optimum = ConicSolver().solve(program).objective
+    rng = np.random.default_rng(0)
+    n, n_margins = program.margin_map.offsets.shape
+    for scale in (0.01, 1.0):
+        multipliers = Multipliers(
+            rng.normal(size=(n, n_margins)) * scale,
+            {e: rng.normal(size=program.X.shape) for e in set(program.margin_map.slope_of)},
+            [rng.normal(size=(len(r), D.shape[1])) for r in program.rows_v],
+            [rng.normal(size=(len(r), D.shape[1])) for r in program.rows_w],
+        )
+        assert program.lower_bound(multipliers) <= optimum * (1 + 1e-6) + 1e-9
+
+
+@pytest.mark.parametrize(("loss", "ball", "n_classes"), ALL_CASES, ids=CASE_IDS)
+def test_the_order_of_the_formulations_and_the_duality_gap(loss, ball, n_classes):
+    D = few_patterns(small_data(loss.task, n_classes)[0])
+    solutions = [
+        ConicSolver().solve(small_program(loss, ball, f, n_classes=n_classes, D=D))
+        for f in ("soft", "one-sided", "hard")
+    ]
+    for solution in solutions:
+        assert solution.status == "optimal"
+        assert solution.lower_bound <= solution.objective * (1 + 1e-7)
+        assert solution.relative_gap <= 1e-4
+        assert solution.cone_violation <= 1e-6
+    soft, one_sided, hard = (solution.objective for solution in solutions)
+    assert soft <= one_sided * (1 + 1e-5)
+    assert one_sided <= hard * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+def test_exact_optimum_without_perturbations(loss):
+    """All patterns, epsilon 0: soft = one-sided = hard, and no gradient-descent run is better."""
+    values = [
+        ConicSolver().solve(small_program(loss, LpBall(2, 0.0), formulation)).objective
+        for formulation in FORMULATIONS
+    ]
+    np.testing.assert_allclose(values, values[0], rtol=2e-5)
+    program = small_program(loss, LpBall(2, 0.0))
+    assert min(nonconvex_run(program, seed) for seed in range(5)) >= values[0] * (1 - 1e-5)
+
+
+def nonconvex_run(program, seed, width=12):
+    """Return the objective of the non-convex problem after a run of L-BFGS from a random start."""
+    generator = torch.Generator().manual_seed(seed)
+    d = program.X.shape[1]
+    hidden = torch.randn(d, width, generator=generator, dtype=torch.float64, requires_grad=True)
+    output = torch.randn(width, generator=generator, dtype=torch.float64, requires_grad=True)
+    X = torch.as_tensor(program.X)
+    optimizer = torch.optim.LBFGS([hidden, output], max_iter=300, line_search_fn="strong_wolfe")
+
+    def objective():
+        z = torch.relu(X @ hidden) @ output
+        losses = program.loss.worst_case(torch_backend, z, z, program.y)
+        decay = hidden.square().sum() + output.square().sum()
+        return losses.mean() + program.regularizer.beta / 2 * decay
+
+    def closure():
+        optimizer.zero_grad()
+        value = objective()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return objective().item()
+
+
+def test_more_patterns_never_hurt_and_more_perturbation_never_helps():
+    X, _ = small_data()
+    D = enumerate_patterns(X)
+    for formulation in FORMULATIONS:
+        by_patterns = [
+            ConicSolver().solve(small_program(Hinge(), BALLS[2], formulation, D=D[:, :P])).objective
+            for P in (2, 8, 20, D.shape[1])
+        ]
+        by_epsilon = [
+            ConicSolver()
+            .solve(small_program(Hinge(), LpBall(np.inf, e), formulation, D=D[:, :12]))
+            .objective
+            for e in (0.0, 0.05, 0.1, 0.3)
+        ]
+        assert np.all(np.diff(by_patterns) <= 1e-6)
+        assert np.all(np.diff(by_epsilon) >= -1e-6)
+
+
+def test_weights_are_repetitions():
+    X, y = small_data()
+    D, weight = few_patterns(X), np.array([1, 2, 1, 3, 1, 1, 2, 1, 1])
+    arguments = (Logistic(), GroupLasso(0.02), BALLS[2], "soft")
+    repeated = (np.repeat(a, weight, axis=0) for a in (X, y, D))
+    weighted = ConvexProgram(X, y, D, *arguments, sample_weight=weight)
+    values = [
+        ConicSolver().solve(p).objective for p in (weighted, ConvexProgram(*repeated, *arguments))
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_zero_multipliers_give_the_trivial_bound():
+    program = small_program(Squared(), BALLS[0])
+    P = program.D.shape[1]
+    empty = [np.zeros((len(program.X), P))]
+    zero = Multipliers(np.zeros((9, 2)), {0: np.zeros_like(program.X)}, empty, empty)
+    assert program.lower_bound(zero) == 0.0
+
+
+def test_prox_is_the_minimiser():
+    rng = np.random.default_rng(0)
+    penalty, U, step = GroupLasso(0.7), rng.normal(size=(3, 6)), 0.9
+    Z = penalty.prox(xp, U, step)
+
+    def value(Z):
+        return 0.5 * np.sum((Z - U) ** 2) + step * penalty.value(xp, Z)
+
+    assert np.any(np.all(Z == 0, axis=0))
+    for _ in range(200):
+        assert value(Z) <= value(Z + 0.1 * rng.normal(size=Z.shape)) + 1e-12
+    torch_prox = penalty.prox(torch_backend, torch.as_tensor(U), step)
+    np.testing.assert_allclose(torch_prox.numpy(), Z)
+
+
+class TestBadInput:
+    def program(self, **changes):
+        X, y = small_data()
+        arguments = {
+            "X": X,
+            "y": y,
+            "D": few_patterns(X),
+            "loss": Hinge(),
+            "regularizer": GroupLasso(0.1),
+            "perturbation": LpBall(2, 0.1),
+        }
+        return ConvexProgram(**{**arguments, **changes})
+
+    def test_formulation(self):
+        with pytest.raises(ValueError, match="formulation must be one of"):
+            self.program(formulation="medium")
+
+    def test_patterns_of_other_data(self):
+        with pytest.raises(ValueError, match="patterns have shape"):
+            self.program(D=np.ones((4, 2)))
+        with pytest.raises(ValueError, match="only 0 and 1"):
+            self.program(D=np.full((9, 2), 0.5))
+
+    def test_labels(self):
+        with pytest.raises(ValueError, match="y must hold only"):
+            self.program(y=np.arange(9))
+        with pytest.raises(ValueError, match="y has 3 entries"):
+            self.program(y=np.ones(3))
+
+    def test_weights(self):
+        with pytest.raises(ValueError, match="sample_weight"):
+            self.program(sample_weight=-np.ones(9)).weight  # noqa: B018
+
+    def test_beta(self):
+        with pytest.raises(ValueError, match="beta must be"):
+            GroupLasso(-1.0)
+
+    def test_several_outputs_for_regression(self):
+        with pytest.raises(ValueError, match="n_outputs"):
+            self.program(loss=Squared(), n_outputs=3)
