@@ -38,7 +38,7 @@ class _ConvexRobustEstimator(BaseEstimator):
     def _design(self, X):
         return np.hstack([X, np.ones((len(X), 1))]) if self.fit_intercept else X
 
-    def _sampled_patterns(self, design, y):
+    def _sampled_patterns(self, design, y, n_outputs):
         """Return the patterns that the parameters ask for."""
         if self.patterns is not None and not isinstance(self.patterns, str):
             return np.asarray(self.patterns)
@@ -50,7 +50,7 @@ class _ConvexRobustEstimator(BaseEstimator):
         if self.n_patterns is not None:
             return sample_patterns(design, self.n_patterns, **options)
         fewest, most = _DEFAULT_PATTERNS
-        wanted = int(np.clip(_DEFAULT_SIZE // design.size, fewest, most))
+        wanted = int(np.clip(_DEFAULT_SIZE // (design.size * n_outputs**2), fewest, most))
         with warnings.catch_warnings():
             # The default asks for what is there, so that finding fewer is no news.
             warnings.filterwarnings("ignore", category=UserWarning)
@@ -65,7 +65,7 @@ class _ConvexRobustEstimator(BaseEstimator):
         return ConvexProgram(
             design,
             y,
-            self._sampled_patterns(design, y),
+            self._sampled_patterns(design, y, n_outputs),
             loss,
             GroupLasso(self.beta),
             self._ball(),

@@ -69,22 +69,14 @@ class LpBall:
 
     def epsilons(self, n_features) -> np.ndarray:
         """Return the radius of each feature, shape (n_features,)."""
-        if np.ndim(self.epsilon) == 1 and np.size(self.epsilon) != n_features:
-            raise ValueError(
-                f"epsilon has {np.size(self.epsilon)} entries but the data has {n_features} features; "
-                "give one number, or one per feature."
-            )
+        _check_length("epsilon has", self.epsilon, n_features)
         return np.broadcast_to(self.epsilon, (n_features,)).astype(np.float64)
 
     def feature_range(self, n_features) -> tuple[np.ndarray, np.ndarray]:
         """Return the lower and upper bound of each feature (-inf and inf without bounds)."""
         lo, hi = (-np.inf, np.inf) if self.bounds is None else self.bounds
         for end in (lo, hi):
-            if np.ndim(end) == 1 and len(end) != n_features:
-                raise ValueError(
-                    f"bounds have {len(end)} entries but the data has {n_features} features; "
-                    "give one number, or one per feature."
-                )
+            _check_length("bounds have", end, n_features)
         return np.broadcast_to(lo, (n_features,)), np.broadcast_to(hi, (n_features,))
 
     def check_inside(self, X):
@@ -144,7 +136,7 @@ class LpBall:
         return xp.minimum(xp.maximum(X + delta, lo), hi) - X
 
     def steepest(self, xp, G):
-        r"""Return :math:`\arg\max_\delta \delta' g` over the uncut ball for the rows of G (n, d)."""
+        r"""Return :math:`\arg\max_\delta \delta' g` over the uncut ball, rows of G (n, d)."""
         epsilon = xp.constant(self.epsilons(G.shape[1])[None, :], G)
         if self.p == np.inf:
             return epsilon * xp.sign(G)
@@ -260,6 +252,15 @@ def _shrunk_into(xp, A, reach, p):
         low, high = xp.where(outside, middle, low), xp.where(outside, high, middle)
     projected = xp.where(excess(A) > 1.0, shrink(high), A)
     return projected / xp.maximum(excess(projected), 1.0)
+
+
+def _check_length(subject, value, n_features):
+    """Raise ValueError if a value per feature is not that."""
+    if np.ndim(value) == 1 and np.size(value) != n_features:
+        raise ValueError(
+            f"{subject} {np.size(value)} entries but the data has {n_features} features; "
+            "give one number, or one per feature."
+        )
 
 
 def _checked_bounds(bounds):

@@ -20,6 +20,7 @@ _REMEDIES = {
 # The objective is divided by beta, or by these where beta is smaller. The first makes for fewer
 # iterations and a tighter dual bound; the second is tried where the solver fails on the first.
 _SMALLEST_BETAS = (1e-3, 1.0)
+_USABLE = ("optimal", "optimal_inaccurate", "user_limit")
 _PROVEN = 1e-4  # relative gap from which a point counts as optimal, whatever the solver says
 _FEASIBLE = 1e-6  # cone violation up to which it does
 
@@ -92,38 +93,22 @@ class ConicSolver:
         name = self._checked_name()
         if self._compiled is None or not self._compiled.serves(program):
             self._compiled = _Compiled(program)
-        compiled = self._compiled
-        for smallest_beta in _SMALLEST_BETAS:
-            compiled.set_values(program, start, smallest_beta)
-            failure = self._failure(compiled.problem, name)
-            if failure is None:
+        best, failure = None, None
+        for scale in _scales(program.regularizer.beta):
+            self._compiled.set_values(program, start, scale)
+            failure = self._run(self._compiled.problem, name) or failure
+            best = _better(best, self._compiled.solution(name))
+            if best is not None and best.status in ("optimal", "user_limit"):
                 break
-        else:
+        if best is None:
             raise SolverError(
-                f"{name} failed: {failure} Scale the features to comparable ranges, increase beta, "
-                "or use a solver that takes the cones of this loss (the logistic loss needs "
-                "exponential cones), e.g. ConicSolver() for Clarabel."
+                f"{name} failed: {failure or self._compiled.problem.status} Scale the features to "
+                "comparable ranges, increase beta, or use a solver that takes the cones of this "
+                "loss (the logistic loss needs exponential cones), e.g. ConicSolver() for Clarabel."
             ) from failure
-        status = compiled.problem.status
-        V, W = compiled.weights()
-        if status not in ("optimal", "optimal_inaccurate", "user_limit") or V is None:
-            raise SolverError(
-                f"{name} ended with status {status!r} and no usable point. Scale the features to "
-                "comparable ranges, increase beta, or try another solver, e.g. "
-                'ConicSolver("SCS") or ConicSolver("CLARABEL", max_iter=500).'
-            )
-        stats = compiled.problem.solver_stats
-        return _honest(
-            program.solution(
-                V,
-                W,
-                lower_bound=program.lower_bound(compiled.multipliers()),
-                status=status,
-                solver=name,
-                n_iter=int(stats.num_iters or 0),
-                seconds=time.perf_counter() - clock,
-            )
-        )
+        if best.status != "optimal":
+            _warn_early(best)
+        return replace(best, seconds=time.perf_counter() - clock)
 
     def _checked_name(self) -> str:
         """Return the cvxpy name of the solver after making sure that it can run."""
@@ -140,16 +125,37 @@ class ConicSolver:
             _probe_mosek()
         return name
 
-    def _failure(self, problem, name) -> Exception | None:
+    def _run(self, problem, name) -> Exception | None:
         """Solve the cvxpy problem; return what the solver raised, if anything."""
+        # Clarabel's last point when it makes no more progress is mostly a good one, and the gap
+        # tells: take it, where cvxpy by default throws it away.
+        options = {"accept_unknown": True} if name == "CLARABEL" else {}
         try:
             with warnings.catch_warnings():
                 # cvxpy's own "may be inaccurate" warning: ours follows and says how inaccurate.
                 warnings.filterwarnings("ignore", message="Solution may be inaccurate")
-                problem.solve(solver=name, warm_start=True, **self.options)
+                problem.solve(solver=name, warm_start=True, **options, **self.options)
         except Exception as error:  # solvers raise types of their own, mosek.Error among them
+            # cvxpy would go on showing the status and the values of the previous solve.
+            problem.unpack(_no_solution())
             return error
         return None
+
+
+def _no_solution():
+    from cvxpy.reductions.solution import failure_solution
+
+    return failure_solution("solver_error")
+
+
+def _scales(beta) -> list[float]:
+    """Return the factors of the objective to try in turn.
+
+    Divided by beta the dual constraint is ||g|| <= 1, so that the solver's tolerance on dual
+    feasibility is the relative error of the dual bound, and fewer iterations are needed. Where a
+    solver fails on that, the objective as it is may do.
+    """
+    return list(dict.fromkeys(1.0 / max(beta, smallest) for smallest in _SMALLEST_BETAS))
 
 
 class _Compiled:
@@ -228,24 +234,33 @@ class _Compiled:
             and np.array_equal(old.weight, new.weight)
         )
 
-    def set_values(self, program: ConvexProgram, start: Solution | None, smallest_beta):
+    def set_values(self, program: ConvexProgram, start: Solution | None, scale):
         """Set the parameters, and the variables to a start of the right shape."""
         self.program = program
-        # Divided by beta the dual constraint is ||g|| <= 1, so that the solver's tolerance on dual
-        # feasibility is the relative error of the dual bound (and fewer iterations are needed).
-        self.scale.value = 1.0 / max(program.regularizer.beta, smallest_beta)
-        self.scaled_beta.value = self.scale.value * program.regularizer.beta
+        self.scale.value = scale
+        self.scaled_beta.value = scale * program.regularizer.beta
         self.radius.value = program.sets.radius
         if start is not None and start.V.shape == program.shape:
             for c in range(program.n_outputs):
                 self.V[c].value, self.W[c].value = start.V[c], start.W[c]
 
-    def weights(self):
-        """Return the values of V and W, or None twice."""
-        values = [[u.value for u in U] for U in (self.V, self.W)]
-        if any(u is None or not np.isfinite(u).all() for U in values for u in U):
-            return None, None
-        return np.array(values[0]), np.array(values[1])
+    def solution(self, solver_name) -> Solution | None:
+        """Return what the solver found with its valid bounds, None if there is no usable point."""
+        status = self.problem.status
+        values = [u.value for u in self.V + self.W]
+        if status not in _USABLE or any(u is None or not np.isfinite(u).all() for u in values):
+            return None
+        V, W = np.array(values).reshape(2, *self.program.shape)
+        found = self.program.solution(
+            V,
+            W,
+            lower_bound=self.program.lower_bound(self.multipliers()),
+            status=status,
+            solver=solver_name,
+            n_iter=int(self.problem.solver_stats.num_iters or 0),
+        )
+        proven = found.relative_gap <= _PROVEN and found.cone_violation <= _FEASIBLE
+        return replace(found, status="optimal") if proven else found
 
     def multipliers(self) -> Multipliers:
         """Return the dual point that the solver found."""
@@ -284,11 +299,19 @@ def _probe_mosek():
         ) from error
 
 
-def _honest(solution: Solution) -> Solution:
-    """Return the solution, its status optimal if that is proven, or warn that it stopped early."""
-    proven = solution.relative_gap <= _PROVEN and solution.cone_violation <= _FEASIBLE
-    if solution.status == "optimal" or proven:
-        return replace(solution, status="optimal")
+def _better(first: Solution | None, second: Solution | None) -> Solution | None:
+    """Return the solution with the smaller gap, with the better bound and all iterations."""
+    if first is None or second is None:
+        return first or second
+    best = min(first, second, key=lambda solution: solution.gap)
+    return replace(
+        best,
+        lower_bound=max(first.lower_bound, second.lower_bound),
+        n_iter=first.n_iter + second.n_iter,
+    )
+
+
+def _warn_early(solution: Solution):
     warnings.warn(
         f"{solution.solver} stopped with status {solution.status!r} after {solution.n_iter} "
         f"iterations: objective {solution.objective:.6g}, lower bound {solution.lower_bound:.6g}, "
@@ -297,4 +320,3 @@ def _honest(solution: Solution) -> Solution:
         ConvergenceWarning,
         stacklevel=3,
     )
-    return solution
