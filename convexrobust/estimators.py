@@ -371,7 +371,7 @@ class ConvexRobustClassifier(ClassifierMixin, _ConvexRobustEstimator):
         if method == "certified":
             return certificates.margin_bounds(self.network_, X, labels, ball) > 0.0
         if method == "attack":
-            objective = attacks.margin_objective(self.network_, labels)
+            objective = attacks.worst_margin_objective(self.network_, labels)
             X_adv = attacks.pgd(objective, X, ball, n_restarts=5, random_state=0)
             return objective(X_adv)[0] < 0.0
         result = certificates.exact_margins(self.network_, X, labels, ball, verdict_only=True)
@@ -484,7 +484,7 @@ class ConvexRobustRegressor(RegressorMixin, _ConvexRobustEstimator):
 
     def _worst_residual(self, X, y, ball, method):
         if method == "attack":
-            objective = attacks.residual_objective(self.network_, y)
+            objective = attacks.worst_margin_objective(self.network_, y, task="regression")
             X_adv = attacks.pgd(objective, X, ball, n_restarts=5, random_state=0)
             return objective(X_adv)[0]
         if method == "certified":
@@ -538,13 +538,14 @@ def _distinct_rows(X, y, weight):
 def _joined(solutions) -> Solution:
     """Return independent one-output solutions as one with several outputs."""
     return Solution(
-        np.concatenate([s.V for s in solutions]),
-        np.concatenate([s.W for s in solutions]),
-        sum(s.objective for s in solutions),
-        sum(s.lower_bound for s in solutions),
-        max(s.cone_violation for s in solutions),
-        next((s.status for s in solutions if s.status != "optimal"), "optimal"),
-        solutions[0].solver,
-        max(s.n_iter for s in solutions),
-        sum(s.seconds for s in solutions),
+        V=np.concatenate([s.V for s in solutions]),
+        W=np.concatenate([s.W for s in solutions]),
+        objective=sum(s.objective for s in solutions),
+        lower_bound=sum(s.lower_bound for s in solutions),
+        cone_violation=max(s.cone_violation for s in solutions),
+        status=next((s.status for s in solutions if s.status != "optimal"), "optimal"),
+        solver=solutions[0].solver,
+        n_iter=max(s.n_iter for s in solutions),
+        seconds=sum(s.seconds for s in solutions),
+        solver_seconds=sum(s.solver_seconds for s in solutions),
     )

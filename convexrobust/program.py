@@ -27,7 +27,7 @@ constraints and charges s to the margins. With epsilon = 0 they are the nominal 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -384,14 +384,22 @@ class ConvexProgram:
         """Return the `Solution` at V, W, its objective valid whatever the solver left undone.
 
         Columns shorter than 1e-6 of the longest are set to 0 first, so that the objective is that
-        of the pruned network.
+        of the pruned network, and all of them where the zero network is as good to 1e-9.
         """
         V, W = np.array(V, dtype=np.float64), np.array(W, dtype=np.float64)
+        if V.shape != self.shape or W.shape != self.shape:
+            raise ValueError(f"V and W must have shape {self.shape}, got {V.shape} and {W.shape}.")
         lengths = np.linalg.norm(np.stack([V, W]), axis=2, keepdims=True)
         keep = lengths > 1e-6 * lengths.max(initial=0.0)
         V, W = V * keep[0], W * keep[1]
-        objective = float(self.certified().objective(numpy_backend, V, W))
+        objective = self._certified_objective(V, W)
+        zero = self._certified_objective(0.0 * V, 0.0 * W)
+        if zero <= objective * (1.0 + 1e-9):
+            V, W, objective = 0.0 * V, 0.0 * W, zero
         return Solution(V, W, objective, cone_violation=self.cone_violation(V, W), **facts)
+
+    def _certified_objective(self, V, W) -> float:
+        return float(self.certified().objective(numpy_backend, V, W))
 
 
 @dataclass(frozen=True, eq=False)
@@ -416,7 +424,9 @@ class Solution:
     n_iter : int
         Iterations.
     seconds : float
-        Wall time of the solver call, set-up included.
+        Wall time of the solver call, set-up and bounds included.
+    solver_seconds : float
+        Of these the time inside the numerical solver.
     """
 
     V: np.ndarray
@@ -428,7 +438,7 @@ class Solution:
     solver: str = ""
     n_iter: int = 0
     seconds: float = 0.0
-    history: list = field(default_factory=list)
+    solver_seconds: float = 0.0
 
     @property
     def gap(self) -> float:

@@ -251,13 +251,15 @@ class _Compiled:
         if status not in _USABLE or any(u is None or not np.isfinite(u).all() for u in values):
             return None
         V, W = np.array(values).reshape(2, *self.program.shape)
+        stats = self.problem.solver_stats
         found = self.program.solution(
             V,
             W,
             lower_bound=self.program.lower_bound(self.multipliers()),
             status=status,
             solver=solver_name,
-            n_iter=int(self.problem.solver_stats.num_iters or 0),
+            n_iter=int(stats.num_iters or 0),
+            solver_seconds=float(stats.solve_time or 0.0),
         )
         proven = found.relative_gap <= _PROVEN and found.cone_violation <= _FEASIBLE
         return replace(found, status="optimal") if proven else found
@@ -308,6 +310,7 @@ def _better(first: Solution | None, second: Solution | None) -> Solution | None:
         best,
         lower_bound=max(first.lower_bound, second.lower_bound),
         n_iter=first.n_iter + second.n_iter,
+        solver_seconds=first.solver_seconds + second.solver_seconds,
     )
 
 

@@ -1,0 +1,318 @@
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.model_selection import GridSearchCV
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler, scale
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from convexrobust import (
+    ConicSolver,
+    ConvexRobustClassifier,
+    ConvexRobustRegressor,
+    Hinge,
+    Logistic,
+    Squared,
+    SquaredHinge,
+)
+
+
+@pytest.fixture(scope="module")
+def cancer():
+    X, y = load_breast_cancer(return_X_y=True)
+    X, y = scale(X)[:, :8], np.array(["malignant", "benign"])[y]
+    return X[:80], y[:80], X[80:160], y[80:160]
+
+
+@pytest.fixture(scope="module")
+def fitted(cancer):
+    model = ConvexRobustClassifier(epsilon=0.1, n_patterns=6, random_state=0)
+    return model.fit(*cancer[:2])
+
+
+@parametrize_with_checks(
+    [
+        ConvexRobustClassifier(),
+        ConvexRobustClassifier(loss=Logistic(), multi_class="ovr", n_patterns=4),
+        ConvexRobustRegressor(),
+    ]
+)
+@pytest.mark.filterwarnings("default")  # the checks use data that is meant to be difficult
+def test_scikit_learn_contract(estimator, check):
+    check(estimator)
+
+
+class TestClassifier:
+    def test_learned_attributes(self, fitted, cancer):
+        X, y, *_ = cancer
+        assert list(fitted.classes_) == ["benign", "malignant"]
+        assert fitted.patterns_.shape == (80, 6)
+        assert fitted.lower_bound_ <= fitted.objective_
+        assert fitted.gap_ <= 1e-4 * fitted.objective_
+        assert fitted.n_iter_ >= 1
+        assert fitted.score(X, y) > 0.9
+
+    def test_robust_scores_sandwich_the_truth(self, fitted, cancer):
+        _, _, X, y = cancer
+        for epsilon in (0.05, 0.1, 0.3):
+            scores = {
+                method: fitted.robust_score(X, y, epsilon=epsilon, method=method)
+                for method in ("certified", "exact", "attack")
+            }
+            assert scores["certified"] <= scores["exact"] <= scores["attack"]
+            assert scores["attack"] <= fitted.score(X, y)
+        assert fitted.robust_score(X, y, epsilon=0.0) == fitted.score(X, y)
+        assert fitted.robust_score(X, y) == fitted.robust_score(X, y, epsilon=0.1)
+
+    def test_certified_radius_is_certified(self, fitted, cancer):
+        _, _, X, y = cancer
+        radius = fitted.certified_radius(X)
+        correct = fitted.predict(X) == y
+        for epsilon in (0.05, 0.2):
+            assert np.mean(correct & (radius > epsilon)) == pytest.approx(
+                fitted.robust_score(X, y, epsilon=epsilon), abs=1e-9
+            )
+
+    def test_labels_outside_the_classes_count_as_wrong(self, fitted, cancer):
+        _, _, X, _ = cancer
+        assert fitted.robust_score(X, np.full(len(X), "healthy")) == 0.0
+
+    def test_same_seed_same_model_and_pickle(self, fitted, cancer):
+        X, y, X_test, _ = cancer
+        twin = clone(fitted).fit(X, y)
+        expected = fitted.decision_function(X_test)
+        np.testing.assert_array_equal(twin.decision_function(X_test), expected)
+        copied = pickle.loads(pickle.dumps(fitted))
+        np.testing.assert_array_equal(copied.decision_function(X_test), expected)
+
+    def test_warm_start_only_improves(self, cancer):
+        X, y, *_ = cancer
+        model = ConvexRobustClassifier(n_patterns=4, warm_start=True, random_state=0).fit(X, y)
+        objectives, solver = [model.objective_], model.solver_
+        for _ in range(2):
+            objectives.append(model.fit(X, y).objective_)
+        assert np.all(np.diff(objectives) <= 1e-6)
+        assert objectives[-1] < objectives[0]
+        assert model.solver_ is solver
+
+    @pytest.mark.parametrize("formulation", ["hard", "one-sided"])
+    def test_cone_formulations(self, cancer, formulation):
+        X, y, *_ = cancer
+        model = ConvexRobustClassifier(0.02, formulation=formulation, n_patterns=6, random_state=0)
+        model.fit(X, y)
+        assert model.solution_.cone_violation <= 1e-6
+        assert model.robust_score(X, y) > 0.8
+
+    def test_probabilities(self, cancer):
+        X, y, *_ = cancer
+        model = ConvexRobustClassifier(loss=Logistic(), n_patterns=3, random_state=0).fit(X, y)
+        probabilities = model.predict_proba(X)
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)
+        np.testing.assert_array_equal(
+            model.classes_[probabilities.argmax(axis=1)], model.predict(X)
+        )
+        np.testing.assert_allclose(np.exp(model.predict_log_proba(X)), probabilities)
+        assert not hasattr(ConvexRobustClassifier(), "predict_proba")
+
+    def test_given_patterns_and_samplers(self, cancer):
+        X, y, *_ = cancer
+        for patterns in ("data", "means", "pca"):
+            model = ConvexRobustClassifier(patterns=patterns, n_patterns=3, random_state=0)
+            assert model.fit(X, y).patterns_.shape[1] == 3
+        D = (X[:, :4] > 0).astype(int)
+        assert ConvexRobustClassifier(patterns=D).fit(X, y).patterns_.shape == (80, 4)
+
+    def test_bounds_and_immutable_features(self, cancer):
+        X, y, *_ = cancer
+        epsilon = np.full(X.shape[1], 0.2)
+        epsilon[:4] = 0.0
+        model = ConvexRobustClassifier(
+            epsilon, bounds=(X.min(axis=0), X.max(axis=0)), n_patterns=3, random_state=0
+        ).fit(X, y)
+        everywhere = clone(model).set_params(epsilon=0.2, bounds=None).fit(X, y)
+        assert model.objective_ < everywhere.objective_
+        certified, attacked = (model.robust_score(X, y, method=m) for m in ("certified", "attack"))
+        assert certified <= attacked
+
+
+class TestMultiClass:
+    @pytest.mark.parametrize("multi_class", ["joint", "ovr"])
+    def test_iris(self, multi_class):
+        X, y = load_iris(return_X_y=True)
+        X = scale(X)[::3]
+        y = np.array(["a", "b", "c"])[y][::3]
+        model = ConvexRobustClassifier(multi_class=multi_class, n_patterns=4, random_state=0)
+        model.fit(X, y)
+        assert model.score(X, y) > 0.9
+        assert model.decision_function(X).shape == (50, 3)
+        scores = [model.robust_score(X, y, method=m) for m in ("certified", "exact", "attack")]
+        assert scores == sorted(scores)
+        assert model.lower_bound_ <= model.objective_
+        radius = model.certified_radius(X)
+        correct = model.predict(X) == y
+        assert np.mean(correct & (radius > 0.1)) == pytest.approx(scores[0], abs=1e-9)
+
+    def test_joint_training_certifies_more_than_independent_outputs(self):
+        X, y = load_iris(return_X_y=True)
+        X, y = scale(X)[::3], y[::3]
+        joint, ovr = (
+            ConvexRobustClassifier(multi_class=m, n_patterns=4, beta=1e-2, random_state=0)
+            .fit(X, y)
+            .robust_score(X, y)
+            for m in ("joint", "ovr")
+        )
+        assert joint >= ovr
+
+    def test_inside_one_vs_rest_of_scikit_learn(self):
+        X, y = load_iris(return_X_y=True)
+        X, y = scale(X)[::5], y[::5]
+        model = OneVsRestClassifier(ConvexRobustClassifier(n_patterns=2, random_state=0))
+        assert model.fit(X, y).score(X, y) > 0.8
+
+
+@pytest.fixture(scope="module")
+def diabetes():
+    X, y = load_diabetes(return_X_y=True)
+    return scale(X)[:80, :5], scale(y)[:80]
+
+
+class TestRegressor:
+    def test_intervals_and_scores(self, diabetes):
+        X, y = diabetes
+        model = ConvexRobustRegressor(epsilon=0.1, n_patterns=5, random_state=0).fit(X, y)
+        assert model.score(X, y) > 0.2
+        lo, hi = model.predict_interval(X)
+        rng = np.random.default_rng(0)
+        for _ in range(50):
+            moved = model.predict(X + rng.uniform(-0.1, 0.1, X.shape))
+            assert np.all((lo <= moved + 1e-12) & (moved <= hi + 1e-12))
+        scores = [model.robust_score(X, y, method=m) for m in ("certified", "exact", "attack")]
+        assert scores == sorted(scores)
+        assert scores[2] < model.score(X, y)
+
+    def test_shifting_the_target_shifts_the_prediction(self, diabetes):
+        X, y = diabetes
+        model = ConvexRobustRegressor(n_patterns=3, random_state=0)
+        first, second = model.fit(X, y).predict(X), clone(model).fit(X, y + 100).predict(X)
+        np.testing.assert_allclose(first + 100, second, atol=1e-4)
+
+
+class TestEcosystem:
+    def test_pipeline_grid_search_and_frames(self, cancer):
+        X, y, *_ = cancer
+        frame = pd.DataFrame(X, columns=[f"feature {j}" for j in range(X.shape[1])])
+        pipeline = make_pipeline(
+            StandardScaler().set_output(transform="pandas"),
+            ConvexRobustClassifier(n_patterns=2, random_state=0),
+        )
+        grid = {"convexrobustclassifier__beta": [1e-3, 1e-1]}
+        search = GridSearchCV(pipeline, grid, cv=2).fit(frame, y)
+        assert search.best_score_ > 0.8
+        names = search.best_estimator_[-1].feature_names_in_
+        assert list(names) == list(frame.columns)
+
+    def test_metadata_routing(self, cancer):
+        X, y, *_ = cancer
+        weight = np.where(y == "benign", 5.0, 1.0)
+        with sklearn.config_context(enable_metadata_routing=True):
+            model = ConvexRobustClassifier(n_patterns=2, random_state=0)
+            model.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+            search = GridSearchCV(model, {"beta": [1e-2]}, cv=2)
+            search.fit(X, y, sample_weight=weight)
+        direct = clone(model).set_params(beta=1e-2).fit(X, y, sample_weight=weight)
+        np.testing.assert_allclose(search.decision_function(X), direct.decision_function(X))
+
+    def test_a_solver_can_be_shared_and_cloned(self, cancer):
+        X, y, *_ = cancer
+        model = ConvexRobustClassifier(n_patterns=2, solver=ConicSolver("SCS"), random_state=0)
+        assert clone(model.fit(X, y)).fit(X, y).solution_.solver == "SCS"
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("parameters", "message"),
+        [
+            ({"epsilon": -0.1}, "epsilon must be"),
+            ({"epsilon": np.ones(3)}, "epsilon has 3 entries but the data has 8 features"),
+            ({"norm": 3}, "norm must be 1, 2 or"),
+            ({"beta": -1.0}, "beta must be"),
+            ({"beta": np.nan}, "beta must be"),
+            ({"formulation": "medium"}, "formulation must be one of"),
+            ({"n_patterns": 0}, "n_patterns"),
+            ({"patterns": "spiral"}, "directions must be one of"),
+            ({"patterns": np.ones((7, 2))}, r"patterns have shape \(7, 2\) but X has 80 rows"),
+            ({"loss": Squared()}, "loss must be a classification loss"),
+            ({"loss": "hinge"}, "loss must be a classification loss"),
+            ({"bounds": (-0.1, 0.1)}, "bounds exclude the data"),
+            ({"bounds": (1, 0)}, "bounds must be a pair"),
+            ({"multi_class": "crammer"}, "multi_class must be one of"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_parameters_are_named(self, cancer, parameters, message):
+        with pytest.raises(ValueError, match=message):
+            ConvexRobustClassifier(**parameters).fit(*cancer[:2])
+
+    def test_data(self, cancer):
+        X, y, *_ = cancer
+        broken = X.copy()
+        broken[0, 0] = np.nan
+        with pytest.raises(ValueError, match="NaN"):
+            ConvexRobustClassifier().fit(broken, y)
+        with pytest.raises(ValueError, match="infinity"):
+            ConvexRobustClassifier().fit(np.where(np.isnan(broken), np.inf, X), y)
+        with pytest.raises(ValueError, match="two classes"):
+            ConvexRobustClassifier().fit(X, np.ones(len(X)))
+        with pytest.raises(ValueError, match="two classes"):
+            ConvexRobustClassifier().fit(X, y, sample_weight=(y == "benign").astype(float))
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            ConvexRobustClassifier().fit(X, y[:-1])
+        with pytest.raises(ValueError, match="classification loss"):
+            ConvexRobustClassifier(loss=Squared()).fit(X, y)
+        with pytest.raises(ValueError, match="regression loss"):
+            ConvexRobustRegressor(loss=Hinge()).fit(X, X[:, 0])
+
+    def test_scores(self, fitted, cancer):
+        _, _, X, y = cancer
+        with pytest.raises(ValueError, match="method must be one of"):
+            fitted.robust_score(X, y, method="guess")
+        with pytest.raises(ValueError, match="epsilon must be"):
+            fitted.robust_score(X, y, epsilon=-1.0)
+
+    def test_more_patterns_than_exist_are_announced(self):
+        X = np.array([[0.0], [1.0], [2.0], [3.0]])
+        with pytest.warns(UserWarning, match="50"):
+            model = ConvexRobustClassifier(n_patterns=50).fit(X, [0, 0, 1, 1])
+        assert model.patterns_.shape[1] <= 8
+
+    def test_default_number_of_patterns_is_silent(self):
+        X = np.array([[0.0], [1.0], [2.0], [3.0]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            ConvexRobustClassifier().fit(X, [0, 0, 1, 1])
+
+    def test_empty_cones_point_to_soft(self):
+        # Without an intercept and with both signs of every feature, no neuron is stable.
+        X, y = np.array([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]), [0, 1, 1, 0]
+        with pytest.warns(UserWarning, match=r"network is constant .*formulation='soft'"):
+            ConvexRobustClassifier(1.5, formulation="hard", fit_intercept=False).fit(X, y)
+
+    def test_too_large_a_penalty_is_announced(self, cancer):
+        with pytest.warns(UserWarning, match="network is constant.*beta or epsilon"):
+            ConvexRobustClassifier(beta=100.0, n_patterns=2).fit(*cancer[:2])
+
+
+@pytest.mark.parametrize("loss", [SquaredHinge(), Logistic()])
+@pytest.mark.parametrize("norm", [1, 2, np.inf])
+def test_every_loss_and_norm_certifies_on_real_data(cancer, loss, norm):
+    X, y, X_test, y_test = cancer
+    model = ConvexRobustClassifier(0.1, norm, loss=loss, n_patterns=3, random_state=0).fit(X, y)
+    assert model.solution_.relative_gap <= 1e-4
+    assert model.robust_score(X_test, y_test) <= model.robust_score(X_test, y_test, method="attack")
