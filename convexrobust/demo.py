@@ -146,9 +146,10 @@ def robust_linear_svm(data, ball, beta) -> TwoLayerReLU:
     hinge = cp.pos(1 - cp.multiply(data.y, data.X @ w + b) + radius)
     penalty = beta * cp.norm(cp.hstack([w, b]))
     cp.Problem(cp.Minimize(cp.mean(hinge) + penalty)).solve(solver="CLARABEL")
-    shift = 1e3 * (1.0 + np.abs(w.value).sum())
-    hidden = np.append(w.value, b.value + shift)[:, None]
-    return TwoLayerReLU(hidden, np.ones((1, 1)), offset=np.array([-shift]))
+    weights = np.append(np.asarray(w.value), np.asarray(b.value))
+    shift = 1e3 * np.abs(weights).sum()
+    weights[-1] += shift
+    return TwoLayerReLU(weights[:, None], np.ones((1, 1)), offset=np.array([-shift]))
 
 
 def measure(network, data, ball):

@@ -140,7 +140,7 @@ class TwoLayerReLU:
         soft one; the hard robust program asks in addition that no neuron changes sign.
         """
         gates = self.gates(X)
-        known = {column.tobytes(): i for i, column in enumerate(np.int8(D).T)}
+        known = {column.tobytes(): i for i, column in enumerate(np.asarray(D, dtype=np.int8).T)}
         new = [g for g in dict.fromkeys(g.tobytes() for g in gates.T) if g not in known]
         known.update({g: len(known) + i for i, g in enumerate(new)})
         place = [known[g.tobytes()] for g in gates.T]
