@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from convexrobust.backends import numpy as numpy_backend
+from convexrobust.duality import Multipliers, lower_bound
 from convexrobust.losses import Loss
 from convexrobust.perturbations import LpBall, Neighbourhoods
 from convexrobust.regularizers import GroupLasso
@@ -57,25 +58,6 @@ class MarginMap(NamedTuple):
     directions: np.ndarray
     offsets: np.ndarray
     slope_of: tuple[int, ...]
-
-
-class Multipliers(NamedTuple):
-    """A dual point of a `ConvexProgram`; every entry is repaired before use, so any will do.
-
-    Attributes
-    ----------
-    margins : ndarray of shape (n, E)
-        a >= 0, of the margins.
-    slopes : dict of int to ndarray of shape (n, d)
-        P, of the slopes: a perturbation of each sample times the margin multipliers.
-    cones_v, cones_w : list of ndarray, one (len(rows), P) for each output
-        b >= 0, of the cone rows ``program.rows_v[c]`` and ``program.rows_w[c]``.
-    """
-
-    margins: np.ndarray
-    slopes: dict[int, np.ndarray]
-    cones_v: list[np.ndarray]
-    cones_w: list[np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,78 +289,11 @@ class ConvexProgram:
             return None
         return slack if len(rows) == n else xp.scatter(slack, rows, n)
 
-    # ---------------------------------------------------------------- the dual bound
+    # ---------------------------------------------------------------- what solvers hand in
 
     def lower_bound(self, multipliers: Multipliers) -> float:
-        r"""Return a valid lower bound on the optimal value from any dual point.
-
-        The Lagrangian separates over neurons into :math:`g_i'u_i + \beta \|u_i\|`, so that
-
-        .. math:: -\sum_k \left( a_k'b_k + \omega_k \varphi^*(-a_k / \omega_k) \right)
-
-        is a bound as soon as all :math:`\|g_i\|_2 \le \beta`. The multipliers are first moved into
-        their domain; then, since the g_i are linear in them, all are scaled by the t that gives
-        the best bound among those that satisfy the constraint. t = 0 always does, so the bound is
-        never below that of the zero multipliers.
-        """
-        a, P, cones_v, cones_w = self._repaired(multipliers)
-        residual = self._largest_residual(a, P, cones_v, cones_w)
-        beta = self.regularizer.beta
-        # One part in 1e12 pays for rounding in the residual, so that the bound stays valid.
-        limit = beta / residual * (1.0 - 1e-12) if residual > 0.0 else np.inf
-        heaviest = np.max(a.sum(axis=1) / np.where(self.weight > 0, self.weight, 1.0), initial=0.0)
-        if heaviest > 0.0:
-            limit = min(limit, self.loss.largest_multiplier / heaviest)
-        limit = min(limit, 1e6)
-
-        def dual(t):
-            used = self.weight > 0
-            conjugate = self.loss.conjugate(t * a[used] / self.weight[used, None])
-            return -t * np.sum(a * self.margin_map.offsets) - np.sum(self.weight[used] * conjugate)
-
-        return max(float(dual(0.0)), _golden_maximum(dual, 0.0, limit))
-
-    def _repaired(self, multipliers):
-        """Return the multipliers moved into the domain of the Lagrangian bound."""
-        used = self.weight > 0
-        a = np.where(used[:, None], np.maximum(np.nan_to_num(multipliers.margins), 0.0), 0.0)
-        slopes = {}
-        for e, P in multipliers.slopes.items():
-            share = sum(a[:, f] for f, slope in enumerate(self.margin_map.slope_of) if slope == e)
-            reach = self.sets.radius * share[:, None] * self.sets.weights
-            slopes[e] = _scaled_into(np.nan_to_num(P), reach, self.sets.p)
-        cones = []
-        for sign, given, rows in (
-            (-1, multipliers.cones_v, self.rows_v),
-            (+1, multipliers.cones_w, self.rows_w),
-        ):
-            cap = np.einsum("kec,ke->kc", sign * self.margin_map.directions > 0, a)
-            if self.formulation != "soft":
-                cap[:] = np.inf
-            cones.append(
-                [
-                    np.clip(np.nan_to_num(b), 0.0, cap[r, c][:, None])
-                    for c, (b, r) in enumerate(zip(given, rows, strict=True))
-                ]
-            )
-        return a, slopes, *cones
-
-    def _largest_residual(self, a, slopes, cones_v, cones_w) -> float:
-        """Return max_i ||g_i||_2 over all neurons, the perturbations of cone rows chosen best."""
-        X, D, largest = self.sets.center, np.asarray(self.D, dtype=np.float64), 0.0
-        for c in range(self.n_outputs):
-            of_output = self.margin_map.directions[:, :, c]
-            shared = -np.sum(a * of_output, axis=1)[:, None] * X
-            for e, P in slopes.items():
-                shared = shared + of_output[:, e, None] * P
-            shared = shared.T @ D
-            for sign, b, rows in (
-                (1, cones_v[c], self.rows_v[c]),
-                (-1, cones_w[c], self.rows_w[c]),
-            ):
-                G = sign * shared - X[rows].T @ (self.signs[rows] * b)
-                largest = max(largest, self.sets.distance(G, b, rows).max(initial=0.0))
-        return float(largest)
+        """Return a valid lower bound on the optimal value from any dual point."""
+        return lower_bound(self, multipliers)
 
     def solution(self, V, W, **facts) -> Solution:
         """Return the `Solution` at V, W, its objective valid whatever the solver left undone.
@@ -464,22 +379,3 @@ def _margin_map(task, y, n_outputs) -> MarginMap:
     rivals = np.array([[c for c in range(n_outputs) if c != label] for label in range(n_outputs)])
     directions = identity[y][:, None, :] - identity[rivals[y]]
     return MarginMap(directions, np.zeros(directions.shape[:2]), tuple(range(n_outputs - 1)))
-
-
-def _scaled_into(P, reach, p):
-    """Scale each row of P (n, d) into the p-ball of axes ``reach`` (n, d)."""
-    P = np.where(reach > 0.0, P, 0.0)
-    norms = np.linalg.norm(P / np.where(reach > 0.0, reach, 1.0), ord=p, axis=1, keepdims=True)
-    return P / np.maximum(norms, 1.0)
-
-
-def _golden_maximum(function, low, high, n_steps=100):
-    """Return the largest value met while narrowing [low, high] around a concave maximum."""
-    ratio = (np.sqrt(5.0) - 1.0) / 2.0
-    best = max(float(function(high)), float(function(low)))
-    for _ in range(n_steps):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        at_left, at_right = float(function(left)), float(function(right))
-        best = max(best, at_left, at_right)
-        low, high = (low, right) if at_left > at_right else (left, high)
-    return best

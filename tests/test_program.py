@@ -6,10 +6,11 @@ import torch
 from convexrobust.backends import cvxpy as cvxpy_backend
 from convexrobust.backends import numpy as xp
 from convexrobust.backends import torch as torch_backend
+from convexrobust.duality import Multipliers
 from convexrobust.losses import Hinge, Logistic, Squared
 from convexrobust.patterns import enumerate_patterns, sample_patterns
 from convexrobust.perturbations import LpBall
-from convexrobust.program import FORMULATIONS, ConvexProgram, Multipliers
+from convexrobust.program import FORMULATIONS, ConvexProgram
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import ConicSolver
 from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program

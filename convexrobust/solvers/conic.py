@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from convexrobust.program import ConvexProgram, Multipliers, Solution
+from convexrobust.duality import Multipliers
+from convexrobust.program import ConvexProgram, Solution
 
 _REMEDIES = {
     "MOSEK": "install `convexrobust[mosek]` and a licence, or use ConicSolver() for Clarabel",
@@ -96,7 +97,10 @@ class ConicSolver:
         best, failure = None, None
         for scale in _scales(program.regularizer.beta):
             self._compiled.set_values(program, start, scale)
-            failure = self._run(self._compiled.problem, name) or failure
+            error = self._run(self._compiled.problem, name)
+            if error is not None:  # cvxpy goes on showing the previous status and values
+                failure = error
+                continue
             best = _better(best, self._compiled.solution(name))
             if best is not None and best.status in ("optimal", "user_limit"):
                 break
@@ -136,16 +140,8 @@ class ConicSolver:
                 warnings.filterwarnings("ignore", message="Solution may be inaccurate")
                 problem.solve(solver=name, warm_start=True, **options, **self.options)
         except Exception as error:  # solvers raise types of their own, mosek.Error among them
-            # cvxpy would go on showing the status and the values of the previous solve.
-            problem.unpack(_no_solution())
             return error
         return None
-
-
-def _no_solution():
-    from cvxpy.reductions.solution import failure_solution
-
-    return failure_solution("solver_error")
 
 
 def _scales(beta) -> list[float]:

@@ -1,0 +1,137 @@
+r"""The dual of a `ConvexProgram`: a valid lower bound from any multipliers.
+
+Give each margin a multiplier :math:`a_{ke} \ge 0`, each slope a perturbation of its sample times
+that multiplier (:math:`P`), and each cone row or slack a multiplier :math:`b_{ki} \ge 0`. The
+Lagrangian then separates over neurons into :math:`g_i'u_i + \beta \|u_i\|_2`, with
+
+.. math::
+
+    g = \pm\Big(\sum_e T_e \circ (P_e - a_e \circ X)\Big)' D - X'(S \circ b)
+        + \text{the worst perturbations of the cone rows},
+
+so that with the offsets :math:`o` of the margins
+
+.. math:: -\sum_k \left( a_k'o_k + \omega_k \varphi^*(-a_k / \omega_k) \right)
+
+is a lower bound as soon as all :math:`\|g_i\|_2 \le \beta`. Everything is linear in the
+multipliers, which can therefore always be scaled until that holds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from convexrobust.program import ConvexProgram
+
+_LARGEST_SCALE = 1e6  # of the multipliers, where nothing else limits it
+
+
+class Multipliers(NamedTuple):
+    """A dual point of a `ConvexProgram`; every entry is repaired before use, so any will do.
+
+    Attributes
+    ----------
+    margins : ndarray of shape (n, E)
+        a >= 0, of the margins.
+    slopes : dict of int to ndarray of shape (n, d)
+        P, of the slopes of the margins: a perturbation of each sample times the multipliers a.
+    cones_v, cones_w : list of ndarray, one (len(rows), P) for each output
+        b >= 0, of the cone rows ``program.rows_v[c]`` and ``program.rows_w[c]``.
+    """
+
+    margins: np.ndarray
+    slopes: dict[int, np.ndarray]
+    cones_v: list[np.ndarray]
+    cones_w: list[np.ndarray]
+
+
+def lower_bound(program: ConvexProgram, multipliers: Multipliers) -> float:
+    """Return a valid lower bound on the optimal value of the program.
+
+    The multipliers are moved into their domain and then scaled by the t that gives the best bound
+    among those that keep all residuals within beta. t = 0 always does, so that the bound is never
+    below that of zero multipliers.
+    """
+    point = repaired(program, multipliers)
+    a = point.margins
+    weight, used = program.weight, program.weight > 0.0
+    residual, beta = _largest_residual(program, point), program.regularizer.beta
+    # One part in 1e12 pays for rounding in the residual, so that the bound stays valid.
+    limit = beta / residual * (1.0 - 1e-12) if residual > 0.0 else _LARGEST_SCALE
+    heaviest = np.max(a[used].sum(axis=1) / weight[used])
+    if heaviest > 0.0:
+        limit = min(limit, program.loss.largest_multiplier / heaviest)
+
+    def dual(t):
+        conjugate = program.loss.conjugate(t * a[used] / weight[used, None])
+        return float(-t * np.sum(a * program.margin_map.offsets) - weight[used] @ conjugate)
+
+    return _golden_maximum(dual, min(limit, _LARGEST_SCALE))
+
+
+def repaired(program: ConvexProgram, multipliers: Multipliers) -> Multipliers:
+    """Return the multipliers moved into the domain in which the Lagrangian bound holds."""
+    directions, sets = program.margin_map.directions, program.sets
+    used = program.weight[:, None] > 0.0
+    a = np.where(used, np.maximum(np.nan_to_num(multipliers.margins), 0.0), 0.0)
+    slopes = {}
+    for e, P in multipliers.slopes.items():
+        share = a[:, np.equal(program.margin_map.slope_of, e)].sum(axis=1)
+        reach = sets.radius * share[:, None] * sets.weights
+        slopes[e] = _scaled_into(np.nan_to_num(P), reach, sets.p)
+    cones = []
+    for sign, given, rows in (
+        (-1, multipliers.cones_v, program.rows_v),
+        (+1, multipliers.cones_w, program.rows_w),
+    ):
+        # A slack is worth to a margin what the margin is worth; a constraint has no such limit.
+        cap = np.einsum("kec,ke->kc", sign * directions > 0, a)
+        if program.formulation != "soft":
+            cap[:] = np.inf
+        cones.append(
+            [
+                np.clip(np.nan_to_num(b), 0.0, cap[r, c][:, None])
+                for c, (b, r) in enumerate(zip(given, rows, strict=True))
+            ]
+        )
+    return Multipliers(a, slopes, *cones)
+
+
+def _largest_residual(program, point) -> float:
+    """Return max_i ||g_i||_2 over all neurons, the perturbations of the cone rows chosen best."""
+    X, D, largest = program.sets.center, np.asarray(program.D, dtype=np.float64), 0.0
+    for c in range(program.n_outputs):
+        direction = program.margin_map.directions[:, :, c]
+        shared = -np.sum(point.margins * direction, axis=1)[:, None] * X
+        for e, P in point.slopes.items():
+            shared = shared + direction[:, e, None] * P
+        shared = shared.T @ D
+        for sign, b, rows in (
+            (+1, point.cones_v[c], program.rows_v[c]),
+            (-1, point.cones_w[c], program.rows_w[c]),
+        ):
+            G = sign * shared - X[rows].T @ (program.signs[rows] * b)
+            largest = max(largest, program.sets.distance(G, b, rows).max(initial=0.0))
+    return float(largest)
+
+
+def _scaled_into(P, reach, p):
+    """Scale each row of P (n, d) into the p-ball of axes ``reach`` (n, d)."""
+    P = np.where(reach > 0.0, P, 0.0)
+    norms = np.linalg.norm(P / np.where(reach > 0.0, reach, 1.0), ord=p, axis=1, keepdims=True)
+    return P / np.maximum(norms, 1.0)
+
+
+def _golden_maximum(function, high, n_steps=100) -> float:
+    """Return the largest value met while narrowing [0, high] around a concave maximum."""
+    ratio, low = (np.sqrt(5.0) - 1.0) / 2.0, 0.0
+    best = max(function(high), function(low))
+    for _ in range(n_steps):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        at_left, at_right = function(left), function(right)
+        best = max(best, at_left, at_right)
+        low, high = (low, right) if at_left > at_right else (left, high)
+    return best

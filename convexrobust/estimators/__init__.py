@@ -1,0 +1,6 @@
+"""Scikit-learn estimators: validate, sample patterns, solve, recover, predict."""
+
+from convexrobust.estimators.classifier import ConvexRobustClassifier
+from convexrobust.estimators.regressor import ConvexRobustRegressor
+
+__all__ = ["ConvexRobustClassifier", "ConvexRobustRegressor"]

@@ -1,0 +1,206 @@
+"""What the estimators share: from clean arrays to a network."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils import check_random_state
+
+from convexrobust.network import TwoLayerReLU
+from convexrobust.patterns import sample_patterns
+from convexrobust.perturbations import LpBall
+from convexrobust.program import ConvexProgram, Solution
+from convexrobust.regularizers import GroupLasso
+from convexrobust.solvers import default_solver
+
+METHODS = ("certified", "attack", "exact")
+_DEFAULT_SIZE = 40_000  # n * d * P that Clarabel takes in seconds
+_DEFAULT_PATTERNS = (4, 20)  # fewest and most patterns sampled by default
+
+
+class ConvexRobustEstimator(BaseEstimator):
+    """What classifier and regressor share: from clean arrays to a network."""
+
+    def __init__(
+        self,
+        epsilon=0.1,
+        norm=np.inf,
+        beta=1e-3,
+        loss=None,
+        formulation="soft",
+        n_patterns=None,
+        solver=None,
+        bounds=None,
+        fit_intercept=True,
+        patterns=None,
+        warm_start=False,
+        random_state=None,
+    ):
+        self.epsilon = epsilon
+        self.norm = norm
+        self.beta = beta
+        self.loss = loss
+        self.formulation = formulation
+        self.n_patterns = n_patterns
+        self.solver = solver
+        self.bounds = bounds
+        self.fit_intercept = fit_intercept
+        self.patterns = patterns
+        self.warm_start = warm_start
+        self.random_state = random_state
+
+    def _ball(self, epsilon=None) -> LpBall:
+        return LpBall(self.norm, self.epsilon if epsilon is None else epsilon, self.bounds)
+
+    def _design(self, X):
+        return np.hstack([X, np.ones((len(X), 1))]) if self.fit_intercept else X
+
+    def _sampled_patterns(self, design, y, n_outputs):
+        """Return the patterns that the parameters ask for."""
+        if self.patterns is not None and not isinstance(self.patterns, str):
+            return np.asarray(self.patterns)
+        options = {
+            "y": y,
+            "directions": "gaussian" if self.patterns is None else self.patterns,
+            "random_state": check_random_state(self.random_state),
+        }
+        if self.n_patterns is not None:
+            return sample_patterns(design, self.n_patterns, **options)
+        fewest, most = _DEFAULT_PATTERNS
+        # Regression has cone rows for both ends of the interval, several outputs for all pairs.
+        rows = 2 if isinstance(self, RegressorMixin) else n_outputs**2
+        wanted = int(np.clip(_DEFAULT_SIZE // (design.size * rows), fewest, most))
+        with warnings.catch_warnings():
+            # The default asks for what is there, so that finding fewer is no news.
+            warnings.filterwarnings("ignore", category=UserWarning)
+            return sample_patterns(design, wanted, **options)
+
+    def _program(self, X, y, weight, loss, n_outputs) -> ConvexProgram:
+        if self.patterns is None or isinstance(self.patterns, str):
+            # A matrix of patterns belongs to the rows as they are; anything else is free to merge.
+            rows, weight = _distinct_rows(X, y, weight)
+            X, y = X[rows], y[rows]
+        design = self._design(X)
+        return ConvexProgram(
+            design,
+            y,
+            self._sampled_patterns(design, y, n_outputs),
+            loss,
+            GroupLasso(self.beta),
+            self._ball(),
+            self.formulation,
+            weight,
+            self.fit_intercept,
+            n_outputs,
+        )
+
+    def _solve(self, programs) -> Solution:
+        """Solve the programs and join their outputs into one solution."""
+        warm = self.warm_start and getattr(self, "network_", None) is not None
+        start = None
+        if warm:
+            programs, start = self._warm(programs)
+        if self.solver is not None:
+            self.solver_ = self.solver
+        elif not (warm and hasattr(self, "solver_")):
+            self.solver_ = default_solver(programs[0])
+        solutions = [self.solver_.solve(program, start) for program in programs]
+        self.patterns_ = programs[0].D
+        return solutions[0] if len(solutions) == 1 else _joined(solutions)
+
+    def _warm(self, programs):
+        """Add the patterns of the previous network, and return it as a starting point."""
+        program, network = programs[0], self.network_
+        n_features = program.X.shape[1] - program.intercept
+        if network.n_features != n_features or network.intercept != program.intercept:
+            return programs, None
+        V, W, D = network.to_convex(program.X[:, :n_features], program.D)
+        programs = [replace(old, D=D) for old in programs]
+        start = Solution(V, W, np.inf) if V.shape == programs[0].shape else None
+        return programs, start
+
+    def _learn(self, programs, offset=None):
+        """Set the learned attributes from the solved programs."""
+        self.solution_ = self._solve(programs)
+        self.network_ = TwoLayerReLU.from_solution(
+            self.solution_, intercept=self.fit_intercept, offset=offset
+        )
+        self.objective_ = self.solution_.objective
+        self.lower_bound_ = self.solution_.lower_bound
+        self.gap_ = self.solution_.gap
+        self.n_iter_ = self.solution_.n_iter
+        if not np.any(self.network_.hidden[: self.n_features_in_]):
+            self._warn_constant(programs[0])
+        return self
+
+    def _warn_constant(self, program):
+        cause = "beta or epsilon is so large that no neuron pays for its penalty; lower them"
+        if self.formulation != "soft" and self.solution_.status == "optimal":
+            cause = (
+                f"no useful neuron is stable on the balls around all rows, for any of the "
+                f"{program.D.shape[1]} patterns (the robust cones are empty or nearly so), or beta "
+                "is too large; use formulation='soft', or lower epsilon or beta"
+            )
+        warnings.warn(
+            f"The fitted network is constant (formulation={self.formulation!r}): {cause}.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def checked_loss(loss, default, task):
+    """Return the loss or its default, making sure that it is one of this task."""
+    loss = default if loss is None else loss
+    if getattr(loss, "task", None) != task:
+        raise ValueError(
+            f"loss must be a {task} loss of convexrobust.losses, e.g. {default!r}; got {loss!r}."
+        )
+    return loss
+
+
+def check_method(method):
+    """Raise ValueError for a method of `robust_score` that is not known."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
+
+
+def warn_undecided(*results):
+    """Warn if exact verification left points undecided."""
+    undecided = sum(int(np.sum(result.status == "unknown")) for result in results)
+    if undecided:
+        warnings.warn(
+            f"{undecided} points could not be decided; they count as not robust (bounds are used).",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _distinct_rows(X, y, weight):
+    """Return the rows to keep and their weights: weight 0 dropped, equal (x, y) merged.
+
+    Sorted, so that a problem given by repeated rows and the same by weights are the same array.
+    """
+    used = np.flatnonzero(weight > 0.0)
+    _, first, group = np.unique(
+        np.column_stack([X[used], y[used]]), axis=0, return_index=True, return_inverse=True
+    )
+    return used[first], np.bincount(group.ravel(), weights=weight[used])
+
+
+def _joined(solutions) -> Solution:
+    """Return independent one-output solutions as one with several outputs."""
+    return Solution(
+        V=np.concatenate([s.V for s in solutions]),
+        W=np.concatenate([s.W for s in solutions]),
+        objective=sum(s.objective for s in solutions),
+        lower_bound=sum(s.lower_bound for s in solutions),
+        cone_violation=max(s.cone_violation for s in solutions),
+        status=next((s.status for s in solutions if s.status != "optimal"), "optimal"),
+        solver=solutions[0].solver,
+        n_iter=max(s.n_iter for s in solutions),
+        seconds=sum(s.seconds for s in solutions),
+        solver_seconds=sum(s.solver_seconds for s in solutions),
+    )
