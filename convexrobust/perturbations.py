@@ -197,7 +197,7 @@ class Neighbourhoods:
         Shape (len(rows), P).
         """
         radius = self.radius if radius is None else radius
-        if len(self.weights) > 1:
+        if len(self.weights) != 1:
             return radius * (xp.constant(self.weights[rows], U) @ xp.abs(U))
         weights = xp.constant(np.repeat(self.weights.T, U.shape[1], axis=1), U)
         norms = xp.norm(xp.multiply(weights, U), DUAL_NORM[self.p], axis=0)
@@ -210,7 +210,7 @@ class Neighbourhoods:
         when the multipliers B of cone rows may choose the worst perturbation (math: the minimum is
         the distance of -g_i to the weighted sum of the sets, which are all of one shape, or boxes).
         """
-        if len(self.weights) > 1:
+        if len(self.weights) != 1:
             reach = self.radius * (self.weights[rows].T @ B)
         else:
             reach = self.radius * self.weights.T * B.sum(axis=0)

@@ -1,8 +1,6 @@
 """Attacks against closed forms, convex optimisation, brute force and torch's autograd."""
 
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from convexrobust.perturbations import DUAL_NORM, LpBall
 
 NORMS = [1, 2, np.inf]
 EPSILONS = [0.3, np.array([0.1, 0.0, 0.7, 0.3])]
+TASKS = [("classification", 1), ("classification", 3), ("regression", 1)]  # and outputs
 W = np.array([0.4, -1.0, 0.8, -0.9])
 
 
@@ -41,11 +40,11 @@ def labels_for(network, n, task, rng):
     )
 
 
-def grid_in_unit_ball(p, n_side=161):
-    """Points of the two-dimensional unit ball: a grid, the boundary and the corners."""
-    axis = np.linspace(-1.0, 1.0, n_side)
+def grid_in_unit_ball(p):
+    """Points of the two-dimensional unit ball: a grid and the boundary."""
+    axis = np.linspace(-1.0, 1.0, 41)
     points = np.array(list(itertools.product(axis, axis)))
-    angle = np.linspace(0.0, 2.0 * np.pi, 2001)
+    angle = np.linspace(0.0, 2.0 * np.pi, 401)
     edge = np.column_stack([np.cos(angle), np.sin(angle)])
     edge /= np.linalg.norm(edge, p, axis=1, keepdims=True)
     return np.vstack([points[np.linalg.norm(points, p, axis=1) <= 1.0], edge])
@@ -61,6 +60,17 @@ def test_linear_loss_grows_by_the_dual_norm(p, epsilon, attack):
     X = np.random.default_rng(0).normal(size=(7, 4))
     X_adv = attack(linear(W), X, LpBall(p, epsilon))
     assert (X_adv - X) @ W == pytest.approx(np.linalg.norm(epsilon * W, DUAL_NORM[p]), rel=1e-9)
+
+
+@pytest.mark.parametrize("n_restarts", [1, 4])
+@pytest.mark.parametrize("epsilon", EPSILONS, ids=["scalar", "per feature"])
+@pytest.mark.parametrize("p", NORMS)
+def test_steps_that_cannot_jump_there_end_at_the_maximum_too(p, epsilon, n_restarts):
+    """True only if steps and projection measure length alike when the radii differ."""
+    X = np.random.default_rng(0).normal(size=(7, 4))
+    options = {"n_steps": 100, "step": 0.2, "n_restarts": n_restarts, "random_state": 0}
+    X_adv = pgd(linear(W), X, LpBall(p, epsilon), **options)
+    assert (X_adv - X) @ W == pytest.approx(np.linalg.norm(epsilon * W, DUAL_NORM[p]), rel=1e-6)
 
 
 @pytest.mark.parametrize("attack", [fgsm, pgd])
@@ -106,20 +116,19 @@ def test_ball_cut_by_bounds_is_nearly_filled(p, epsilon):
 # ------------------------------------------------------------------ networks: brute force
 
 
-@pytest.mark.parametrize("task", ["binary", "multi-class", "regression"])
+@pytest.mark.parametrize(("task", "n_outputs"), TASKS)
 @pytest.mark.parametrize("epsilon", [0.5, np.array([0.9, 0.3])], ids=["scalar", "per feature"])
 @pytest.mark.parametrize("p", NORMS)
-def test_pgd_reaches_the_maximum_on_a_grid(p, epsilon, task):
-    network = random_network(2, 8, n_outputs=3 if task == "multi-class" else 1, seed=3)
+def test_pgd_reaches_the_maximum_on_a_grid(p, epsilon, task, n_outputs):
+    network = random_network(2, 8, n_outputs, seed=3)
     rng = np.random.default_rng(4)
-    X = rng.normal(size=(30, 2))
+    X = rng.normal(size=(20, 2))
     y = labels_for(network, len(X), task, rng)
-    kind = "regression" if task == "regression" else "classification"
-    objective = worst_margin_objective(network, y, task=kind)
-    found = objective(pgd(objective, X, LpBall(p, epsilon), n_restarts=6, random_state=0))[0]
-    best = np.max([objective(X + epsilon * u)[0] for u in grid_in_unit_ball(p, 61)], axis=0)
-    spread = best - objective(X)[0]
-    assert np.all(found >= best - 0.01 * spread - 1e-9)
+    objective = worst_margin_objective(network, y, task=task)
+    options = {"n_steps": 20, "n_restarts": 40, "random_state": 0}
+    found = objective(pgd(objective, X, LpBall(p, epsilon), **options))[0]
+    best = np.max([objective(X + epsilon * u)[0] for u in grid_in_unit_ball(p)], axis=0)
+    assert np.all(found >= best - 0.01 * (best - objective(X)[0]) - 1e-9)
 
 
 @pytest.mark.parametrize("p", NORMS)
@@ -217,9 +226,9 @@ def test_a_point_outside_the_ball_is_an_error(monkeypatch):
 @pytest.mark.parametrize("attack", [fgsm, pgd])
 def test_what_would_pass_for_robustness_is_an_error(attack):
     X, ball = np.zeros((3, 4)), LpBall(np.inf, 0.1)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="not finite"):
         attack(lambda X: (np.full(3, np.nan), X), X, ball)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="not finite"):
         attack(lambda X: (np.zeros(3), np.nan * X), X, ball)
     with pytest.raises(ValueError, match="must return shapes"):
         attack(lambda X: (np.zeros((3, 1)), X), X, ball)
@@ -249,14 +258,7 @@ def test_objective_refuses_labels_that_do_not_fit(n_outputs, y, task):
         worst_margin_objective(random_network(2, 3, n_outputs), np.array(y), task=task)
 
 
-def test_module_does_not_load_torch():
-    code = "import sys, convexrobust.attacks; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 # ------------------------------------------------------------------ gradients, and torch
-
-TASKS = [("classification", 1), ("classification", 3), ("regression", 1)]
 
 
 @pytest.mark.parametrize(("task", "n_outputs"), TASKS)

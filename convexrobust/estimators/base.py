@@ -167,12 +167,12 @@ def check_method(method):
         raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
 
 
-def warn_undecided(*results):
+def warn_undecided(result):
     """Warn if exact verification left points undecided."""
-    undecided = sum(int(np.sum(result.status == "unknown")) for result in results)
+    undecided = int(np.sum(result.status == "unknown"))
     if undecided:
         warnings.warn(
-            f"{undecided} points could not be decided; they count as not robust (bounds are used).",
+            f"{undecided} points could not be decided; they count as not robust.",
             UserWarning,
             stacklevel=4,
         )

@@ -12,7 +12,6 @@ from convexrobust.estimators.base import (
     ConvexRobustEstimator,
     check_method,
     checked_loss,
-    warn_undecided,
 )
 from convexrobust.losses import Squared
 
@@ -104,5 +103,4 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
             certificates.exact_margins(self.network_, X, np.full(len(X), sign), ball)
             for sign in (1, -1)
         )
-        warn_undecided(lowest, highest)
         return np.maximum(-highest.lower - y, y - lowest.lower)
