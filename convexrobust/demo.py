@@ -56,7 +56,7 @@ class Row:
     accuracy: dict | None = None
 
 
-def run(epsilon=0.3, beta=1e-2, seed=0, picture=Path("convexrobust_demo.png")):
+def run(epsilon=0.3, beta=1e-3, seed=0, picture=Path("convexrobust_demo.png")):
     """Train, print the table, write the picture; return the rows of the table.
 
     Parameters
