@@ -236,12 +236,17 @@ def _groups(network, y, n):
 
 
 def _interval(net, rows, ball, loss, target):
-    """Return the margins (n, E) of a soft program with a net as its point, without the offset."""
+    """Return the safe margins (n, E) of a soft program at a net, without the offset.
+
+    Without perturbations they are those that the network computes, rounded as they are.
+    """
     D = ball.around(rows, intercept=net.intercept).center @ net.hidden >= 0.0
     V, W = (np.where(sign * net.output[:, 0] > 0.0, net.hidden, 0.0)[None] for sign in (1, -1))
     y = np.full(len(rows), target)
     program = ConvexProgram(rows, y, D, loss, GroupLasso(0.0), ball, intercept=net.intercept)
-    return program.margins(numpy_backend, V, W)
+    if ball.radius == 0.0:
+        return program.margins(numpy_backend, V, W)
+    return program.safe_margins(V, W)
 
 
 def _lower(net, rows, ball):

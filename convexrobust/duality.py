@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from convexrobust.program import ConvexProgram
 
 _LARGEST_SCALE = 1e6  # of the multipliers, where nothing else limits it
+_EPS = np.finfo(float).eps
 
 
 class Multipliers(NamedTuple):
@@ -56,32 +57,35 @@ def lower_bound(program: ConvexProgram, multipliers: Multipliers) -> float:
     below that of zero multipliers.
     """
     point = repaired(program, multipliers)
-    a = point.margins
-    weight, used = program.weight, program.weight > 0.0
-    residual, beta = _largest_residual(program, point), program.regularizer.beta
-    # One part in 1e12 pays for rounding in the residual, so that the bound stays valid.
-    limit = beta / residual * (1.0 - 1e-12) if residual > 0.0 else _LARGEST_SCALE
-    heaviest = np.max(a[used].sum(axis=1) / weight[used])
+    a, used = point.margins, program.weight > 0.0
+    weight, offsets = program.weight[used], program.margin_map.offsets[used]
+    residual = _largest_residual(program, point)
+    limit = _LARGEST_SCALE
+    if not residual <= program.regularizer.beta / limit:  # true for a residual that is no number
+        limit = program.regularizer.beta / residual if np.isfinite(residual) else 0.0
+    heaviest = np.max(a[used].sum(axis=1) / weight)
     if heaviest > 0.0:
         limit = min(limit, program.loss.largest_multiplier / heaviest)
 
     def dual(t):
-        conjugate = program.loss.conjugate(t * a[used] / weight[used, None])
-        return float(-t * np.sum(a * program.margin_map.offsets) - weight[used] @ conjugate)
+        conjugate = weight * program.loss.conjugate(t * a[used] / weight[:, None])
+        linear = t * np.sum(a[used] * offsets, axis=1)
+        size = np.sum(np.abs(conjugate) + t * np.sum(a[used] * (1.0 + np.abs(offsets)), axis=1))
+        return float(-np.sum(linear + conjugate) - (len(weight) + 16) * _EPS * size)
 
-    return _golden_maximum(dual, min(limit, _LARGEST_SCALE))
+    return _golden_maximum(dual, limit * (1.0 - 1e-12))
 
 
 def repaired(program: ConvexProgram, multipliers: Multipliers) -> Multipliers:
     """Return the multipliers moved into the domain in which the Lagrangian bound holds."""
     directions, sets = program.margin_map.directions, program.sets
     used = program.weight[:, None] > 0.0
-    a = np.where(used, np.maximum(np.nan_to_num(multipliers.margins), 0.0), 0.0)
+    a = np.where(used, np.maximum(_finite(multipliers.margins), 0.0), 0.0)
     slopes = {}
     for e, P in multipliers.slopes.items():
         share = a[:, np.equal(program.margin_map.slope_of, e)].sum(axis=1)
         reach = sets.radius * share[:, None] * sets.weights
-        slopes[e] = _scaled_into(np.nan_to_num(P), reach, sets.p)
+        slopes[e] = _scaled_into(_finite(P), reach, sets.p)
     cones = []
     for sign, given, rows in (
         (-1, multipliers.cones_v, program.rows_v),
@@ -93,7 +97,7 @@ def repaired(program: ConvexProgram, multipliers: Multipliers) -> Multipliers:
             cap[:] = np.inf
         cones.append(
             [
-                np.clip(np.nan_to_num(b), 0.0, cap[r, c][:, None])
+                np.clip(_finite(b), 0.0, cap[r, c][:, None])
                 for c, (b, r) in enumerate(zip(given, rows, strict=True))
             ]
         )
@@ -101,21 +105,34 @@ def repaired(program: ConvexProgram, multipliers: Multipliers) -> Multipliers:
 
 
 def _largest_residual(program, point) -> float:
-    """Return max_i ||g_i||_2 over all neurons, the perturbations of the cone rows chosen best."""
-    X, D, largest = program.sets.center, np.asarray(program.D, dtype=np.float64), 0.0
+    """Return max_i ||g_i||_2 over all neurons, the perturbations of the cone rows chosen best.
+
+    Large terms may cancel in a g_i. What rounding may have taken from its norm is added: the number
+    of terms times the unit of rounding times the sum of their sizes.
+    """
+    X, D = program.sets.center, np.asarray(program.D, dtype=np.float64)
+    n_terms, largest = len(X) + point.margins.shape[1] + 8, 0.0
     for c in range(program.n_outputs):
         direction = program.margin_map.directions[:, :, c]
-        shared = -np.sum(point.margins * direction, axis=1)[:, None] * X
-        for e, P in point.slopes.items():
-            shared = shared + direction[:, e, None] * P
-        shared = shared.T @ D
+        terms = [-np.sum(point.margins * direction, axis=1)[:, None] * X]
+        terms += [direction[:, e, None] * P for e, P in point.slopes.items()]
+        sizes = np.abs(direction * point.margins).sum(axis=1)[:, None] * np.abs(X)
+        sizes = (sizes + sum(np.abs(term) for term in terms[1:])).T @ D
+        shared = sum(terms).T @ D
         for sign, b, rows in (
             (+1, point.cones_v[c], program.rows_v[c]),
             (-1, point.cones_w[c], program.rows_w[c]),
         ):
             G = sign * shared - X[rows].T @ (program.signs[rows] * b)
-            largest = max(largest, program.sets.distance(G, b, rows).max(initial=0.0))
+            size = np.linalg.norm(sizes + np.abs(X[rows]).T @ b, axis=0)
+            length = program.sets.distance(G, b, rows) + n_terms * _EPS * size
+            largest = np.maximum(largest, length.max(initial=0.0))  # not max: it would lose a NaN
     return float(largest)
+
+
+def _finite(multipliers):
+    """Return the multipliers with 0 for what is not a number."""
+    return np.nan_to_num(multipliers, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _scaled_into(P, reach, p):

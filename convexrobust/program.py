@@ -246,6 +246,19 @@ class ConvexProgram:
             ]
         return self.margins_from(xp, self.outputs(xp, slopes), supports, *slacks)
 
+    def safe_margins(self, V, W) -> np.ndarray:
+        """Return the margins (n, E) in float64, less the most that rounding may have added.
+
+        A sum of N products is off by N units of rounding of the sum of their sizes at most. The
+        sizes are those of all weights times the largest point of each set.
+        """
+        weights = np.abs(V).sum(axis=(0, 2)) + np.abs(W).sum(axis=(0, 2))
+        largest = np.abs(self.sets.center) + self.sets.radius * self.sets.weights
+        size = largest @ weights + np.abs(self.margin_map.offsets).max(axis=1, initial=0.0)
+        n_terms = sum(self.shape) + 8
+        rounding = 2.0 * n_terms * np.finfo(float).eps * size
+        return self.margins(numpy_backend, V, W) - rounding[:, None]
+
     def mean_loss(self, xp, margins):
         """Return the weighted mean loss of given margins."""
         losses = self.loss.value(xp, margins)
@@ -314,7 +327,8 @@ class ConvexProgram:
         return Solution(V, W, objective, cone_violation=self.cone_violation(V, W), **facts)
 
     def _certified_objective(self, V, W) -> float:
-        return float(self.certified().objective(numpy_backend, V, W))
+        margins = self.certified().safe_margins(V, W)
+        return float(self.mean_loss(numpy_backend, margins) + self.penalty(numpy_backend, V, W))
 
 
 @dataclass(frozen=True, eq=False)

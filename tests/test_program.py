@@ -1,3 +1,6 @@
+from dataclasses import replace
+from fractions import Fraction
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -228,3 +231,53 @@ class TestBadInput:
     def test_several_outputs_for_regression(self):
         with pytest.raises(ValueError, match="n_outputs"):
             self.program(loss=Squared(), n_outputs=3)
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 1e300, 1e-300])
+def test_lower_bound_holds_for_multipliers_that_are_no_numbers(junk):
+    program = small_program(Hinge(), BALLS[2], "hard", D=few_patterns(small_data()[0]))
+    optimum = ConicSolver().solve(program).objective
+    margins, slope = np.full((9, 1), 0.01), np.full(program.X.shape, 0.001)
+    cones = np.full((9, program.D.shape[1]), 0.01)
+    for field in (margins, slope, cones):
+        kept, field[::2] = field[::2].copy(), junk
+        with np.errstate(all="ignore"):
+            bound = program.lower_bound(Multipliers(margins, {0: slope}, [cones], [cones]))
+        assert 0.0 <= bound <= optimum * (1 + 1e-6)
+        field[::2] = kept
+
+
+def test_bounds_pay_for_the_rounding_of_large_features():
+    """Features of size 1e9 around a large mean: terms of 1e9 cancel in margins and residuals."""
+    X, _ = small_data()
+    far = small_program(Hinge(), LpBall(np.inf, 0.1), D=few_patterns(X))
+    far = replace(far, X=np.hstack([X[:, :2] + 1e9, X[:, 2:]]))
+    V, W = random_weights(far)
+    slack = far.margins(xp, V, W) - far.safe_margins(V, W)
+    exact = exact_margins_in_rationals(far, V, W)
+    error = np.abs(
+        np.array(
+            [
+                float(Fraction(m) - e)
+                for m, e in zip(far.margins(xp, V, W)[:, 0], exact, strict=True)
+            ]
+        )
+    )
+    assert error.max() > 0
+    assert np.all(error <= slack[:, 0])
+
+
+def exact_margins_in_rationals(program, V, W):
+    """Return the margins of a soft l-inf hinge program without bounds in rational arithmetic."""
+    X, D, v, w = (np.vectorize(Fraction)(A) for A in (program.X, program.D, V[0], W[0]))
+    radius = np.vectorize(Fraction)(program.sets.radius * program.sets.weights[0])
+    margins = []
+    for k, label in enumerate(program.y):
+        slope = (v - w) @ D[k]
+        margin = int(label) * (X[k] @ slope) - radius @ np.abs(slope)
+        U = w if label > 0 else v
+        for i in range(U.shape[1]):
+            gap = radius @ np.abs(U[:, i]) - (2 * D[k, i] - 1) * (X[k] @ U[:, i])
+            margin -= max(gap, Fraction(0))
+        margins.append(margin)
+    return margins
