@@ -331,6 +331,30 @@ class ConvexProgram:
         return float(self.mean_loss(numpy_backend, margins) + self.penalty(numpy_backend, V, W))
 
 
+class Progress(NamedTuple):
+    """One row of a solver's history; the bounds are valid ones, in float64.
+
+    Attributes
+    ----------
+    n_iter : int
+        Iterations so far.
+    seconds : float
+        Wall time since the start, the time for the bounds included.
+    objective : float
+        Certified objective of the iterate (not of the best so far).
+    lower_bound : float
+        Lower bound of the dual iterate, -inf where the solver has none.
+    cone_violation : float
+        Largest violation of a cone row that the formulation demands.
+    """
+
+    n_iter: int
+    seconds: float
+    objective: float
+    lower_bound: float
+    cone_violation: float
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """What every solver returns.
@@ -356,6 +380,12 @@ class Solution:
         Wall time of the solver call, set-up and bounds included.
     solver_seconds : float
         Of these the time inside the numerical solver.
+    lower_bound_scope : {"patterns", "all patterns"}
+        What the lower bound is about: the best network with the patterns used, or with any.
+    multipliers : Multipliers, optional
+        The dual point of the lower bound.
+    history : tuple of Progress
+        What an iterative solver recorded on its way, for plots.
     """
 
     V: np.ndarray
@@ -368,6 +398,9 @@ class Solution:
     n_iter: int = 0
     seconds: float = 0.0
     solver_seconds: float = 0.0
+    lower_bound_scope: str = "patterns"
+    multipliers: Multipliers | None = None
+    history: tuple[Progress, ...] = ()
 
     @property
     def gap(self) -> float:

@@ -7,10 +7,10 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.duality import Multipliers
 from convexrobust.program import ConvexProgram, Solution
+from convexrobust.solvers.monitor import warn_early
 
 _REMEDIES = {
     "MOSEK": "install `convexrobust[mosek]` and a licence, or use ConicSolver() for Clarabel",
@@ -111,7 +111,7 @@ class ConicSolver:
                 "loss (the logistic loss needs exponential cones), e.g. ConicSolver() for Clarabel."
             ) from failure
         if best.status != "optimal":
-            _warn_early(best)
+            warn_early(best)
         return replace(best, seconds=time.perf_counter() - clock)
 
     def _checked_name(self) -> str:
@@ -248,10 +248,12 @@ class _Compiled:
             return None
         V, W = np.array(values).reshape(2, *self.program.shape)
         stats = self.problem.solver_stats
+        multipliers = self.multipliers()
         found = self.program.solution(
             V,
             W,
-            lower_bound=self.program.lower_bound(self.multipliers()),
+            lower_bound=self.program.lower_bound(multipliers),
+            multipliers=multipliers,
             status=status,
             solver=solver_name,
             n_iter=int(stats.num_iters or 0),
@@ -307,15 +309,4 @@ def _better(first: Solution | None, second: Solution | None) -> Solution | None:
         lower_bound=max(first.lower_bound, second.lower_bound),
         n_iter=first.n_iter + second.n_iter,
         solver_seconds=first.solver_seconds + second.solver_seconds,
-    )
-
-
-def _warn_early(solution: Solution):
-    warnings.warn(
-        f"{solution.solver} stopped with status {solution.status!r} after {solution.n_iter} "
-        f"iterations: objective {solution.objective:.6g}, lower bound {solution.lower_bound:.6g}, "
-        f"cone violation {solution.cone_violation:.1e}. Both bounds are valid; for a smaller gap "
-        "allow more iterations, scale the features, or choose another solver.",
-        ConvergenceWarning,
-        stacklevel=3,
     )
