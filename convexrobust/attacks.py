@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from convexrobust.backends import numpy as numpy_backend
-from convexrobust.perturbations import LpBall
+from convexrobust.perturbations import LpBall, project_rows
 
 _SLACK = 1e-6  # of the radius: what bisection and rescaling in a projection may leave
 
@@ -258,40 +258,11 @@ def _moved(xp, X, delta, ball):
     epsilon = _epsilon(xp, X, ball)
     free = epsilon > 0.0
     scaled = xp.where(free, delta, 0.0 * delta) / xp.where(free, epsilon, 1.0 + epsilon)
-    X_adv = X + epsilon * _into_unit_ball(xp, scaled, ball.p)
+    X_adv = X + epsilon * project_rows(xp, scaled, 1.0 + 0.0 * scaled[:1], ball.p)
     if ball.bounds is not None:
         lo, hi = _feature_range(xp, X, ball)
         X_adv = xp.minimum(xp.maximum(X_adv, lo), hi)
     return xp.where(free, X_adv, X)
-
-
-def _into_unit_ball(xp, Z, p):
-    r"""Return the nearest points of :math:`\|z\|_p \le 1` to the rows of Z.
-
-    For one radius in all axes there are faster ways than the bisection of `LpBall.project`.
-    """
-    if p == np.inf:
-        return xp.minimum(xp.maximum(Z, -1.0), 1.0)
-    if p == 1:
-        Z = _soft_thresholded(xp, Z)
-    return Z / xp.maximum(xp.norm(Z, p, axis=1), 1.0)[:, None]
-
-
-def _soft_thresholded(xp, Z):
-    r"""Shrink the entries of each row towards 0 by the t >= 0 that makes their sum at most 1.
-
-    Newton's method for :math:`\sum_j (|z_j| - t)_+ = 1`, which is convex and piecewise linear in t:
-    from t = 0 it rises to the root and passes each kink once at most (Michelot's algorithm).
-    """
-    size = xp.abs(Z)
-    left, tolerance = size, _rounding(xp, xp.row_sum(size))
-    for _ in range(Z.shape[1]):
-        excess = xp.pos(xp.row_sum(left) - 1.0)
-        if bool((excess <= tolerance).all()):
-            break
-        n_active = xp.row_sum(xp.where(left > 0.0, 1.0 + 0.0 * left, 0.0 * left))
-        left = xp.pos(left - (excess / xp.maximum(n_active, 1.0))[:, None])
-    return xp.sign(Z) * left
 
 
 def _random_start(xp, X, ball, rng):

@@ -15,6 +15,12 @@ so that with the offsets :math:`o` of the margins
 
 is a lower bound as soon as all :math:`\|g_i\|_2 \le \beta`. Everything is linear in the
 multipliers, which can therefore always be scaled until that holds.
+
+The largest loss over the copies k of a sample is at least any average of them with weights
+:math:`\theta_k`, so that :math:`\omega \theta_k` takes the place of :math:`\omega_k`. Here
+:math:`\theta_k` is in proportion to :math:`\sum_e a_{ke}`, which loses nothing at an optimum: the
+copies with a multiplier then have equal losses, and equal losses have equal sums
+:math:`\sum_e a_{ke} / (\omega \theta_k)`.
 """
 
 from __future__ import annotations
@@ -57,8 +63,9 @@ def lower_bound(program: ConvexProgram, multipliers: Multipliers) -> float:
     below that of zero multipliers.
     """
     point = repaired(program, multipliers)
-    a, used = point.margins, program.weight > 0.0
-    weight, offsets = program.weight[used], program.margin_map.offsets[used]
+    a, row_weight = point.margins, _row_weights(program, point.margins)
+    used = row_weight > 0.0
+    weight, offsets = row_weight[used], program.margin_map.offsets[used]
     residual = _largest_residual(program, point)
     limit = _LARGEST_SCALE
     if not residual <= program.regularizer.beta / limit:  # true for a residual that is no number
@@ -79,8 +86,8 @@ def lower_bound(program: ConvexProgram, multipliers: Multipliers) -> float:
 def repaired(program: ConvexProgram, multipliers: Multipliers) -> Multipliers:
     """Return the multipliers moved into the domain in which the Lagrangian bound holds."""
     directions, sets = program.margin_map.directions, program.sets
-    used = program.weight[:, None] > 0.0
-    a = np.where(used, np.maximum(_finite(multipliers.margins), 0.0), 0.0)
+    a = np.maximum(_finite(multipliers.margins), 0.0)
+    a = np.where(_row_weights(program, a)[:, None] > 0.0, a, 0.0)
     slopes = {}
     for e, P in multipliers.slopes.items():
         share = a[:, np.equal(program.margin_map.slope_of, e)].sum(axis=1)
@@ -102,6 +109,19 @@ def repaired(program: ConvexProgram, multipliers: Multipliers) -> Multipliers:
             ]
         )
     return Multipliers(a, slopes, *cones)
+
+
+def _row_weights(program, a) -> np.ndarray:
+    """Return the weights of the rows (n,): a sample's is shared by its copies as its multipliers.
+
+    Copies without any share it equally.
+    """
+    if program.copy_of is None:
+        return program.weight
+    samples, parts = program.samples, a.sum(axis=1)
+    idle = np.bincount(samples, weights=parts) == 0.0
+    parts = np.where(idle[samples], 1.0, parts)
+    return program.weight[samples] * (parts / np.bincount(samples, weights=parts)[samples])
 
 
 def _largest_residual(program, point) -> float:

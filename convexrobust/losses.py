@@ -17,6 +17,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from convexrobust.backends import numpy as numpy_backend
+
 
 class Loss(ABC):
     r"""A convex loss :math:`\varphi(m)` of margins; see the module's text.
@@ -29,11 +31,16 @@ class Loss(ABC):
         Lipschitz constant of the derivative with respect to a scalar prediction (inf if none).
     largest_multiplier : float
         Bound on the sum of a sample's multipliers, the domain of the conjugate (inf if none).
+    threshold, steepness : float
+        Of a piecewise quadratic loss of the smallest margin: where the sum of the multipliers is A,
+        0 < A < largest_multiplier, that margin is ``threshold - steepness * A``. NaN for others.
     """
 
     task: ClassVar[str]
     smoothness: ClassVar[float]
     largest_multiplier: ClassVar[float]
+    threshold: float
+    steepness: float
 
     @abstractmethod
     def value(self, xp, margins):
@@ -45,6 +52,10 @@ class Loss(ABC):
 
         Shape (n, E) gives (n,). The caller keeps the sum of a row within `largest_multiplier`.
         """
+
+    @abstractmethod
+    def multipliers(self, margins):
+        r"""Return :math:`a \ge 0` with -a a (sub)gradient at the margins (NumPy); shape (n, E)."""
 
     @abstractmethod
     def worst_case(self, xp, lo, hi, y):
@@ -59,6 +70,14 @@ class Loss(ABC):
         y : ndarray of shape (n,)
             Labels -1 / +1, or targets.
         """
+
+
+def _at_smallest(margins, sizes):
+    """Put the multipliers ``sizes`` (n,) at the smallest margin of each row."""
+    a = np.zeros_like(margins)
+    rows = np.arange(len(margins))
+    a[rows, margins.argmin(axis=1)] = sizes
+    return a
 
 
 class MarginLoss(Loss):
@@ -78,6 +97,8 @@ class Hinge(MarginLoss):
 
     smoothness = np.inf
     largest_multiplier = 1.0
+    threshold = 1.0
+    steepness = 0.0
 
     def value(self, xp, margins):
         """Return the loss of each sample; margins (n, E) gives shape (n,)."""
@@ -87,6 +108,10 @@ class Hinge(MarginLoss):
         r"""Return :math:`-\sum_c a_c`."""
         return -multipliers.sum(axis=1)
 
+    def multipliers(self, margins):
+        """Return 1 at the smallest margin of a row where it is below 1."""
+        return _at_smallest(margins, np.where(margins.min(axis=1) < 1.0, 1.0, 0.0))
+
 
 @dataclass(frozen=True)
 class SquaredHinge(MarginLoss):
@@ -94,6 +119,8 @@ class SquaredHinge(MarginLoss):
 
     smoothness = 2.0
     largest_multiplier = np.inf
+    threshold = 1.0
+    steepness = 0.5
 
     def value(self, xp, margins):
         """Return the loss of each sample; margins (n, E) gives shape (n,)."""
@@ -104,6 +131,10 @@ class SquaredHinge(MarginLoss):
         total = multipliers.sum(axis=1)
         return total**2 / 4.0 - total
 
+    def multipliers(self, margins):
+        """Return twice what the smallest margin of a row lacks to 1."""
+        return _at_smallest(margins, 2.0 * np.maximum(1.0 - margins.min(axis=1), 0.0))
+
 
 @dataclass(frozen=True)
 class Logistic(MarginLoss):
@@ -111,6 +142,8 @@ class Logistic(MarginLoss):
 
     smoothness = 0.25
     largest_multiplier = 1.0
+    threshold = np.nan
+    steepness = np.nan
 
     def value(self, xp, margins):
         """Return the loss of each sample; margins (n, E) gives shape (n,)."""
@@ -121,6 +154,10 @@ class Logistic(MarginLoss):
         rest = np.maximum(1.0 - multipliers.sum(axis=1, keepdims=True), 0.0)
         a = np.hstack([multipliers, rest])
         return np.sum(a * np.log(np.where(a > 0.0, a, 1.0)), axis=1)
+
+    def multipliers(self, margins):
+        """Return the probabilities of the other classes."""
+        return np.exp(-margins - self.value(numpy_backend, margins)[:, None])
 
 
 class ResidualLoss(Loss):
@@ -140,6 +177,8 @@ class Squared(ResidualLoss):
 
     smoothness = 1.0
     largest_multiplier = np.inf
+    threshold = 0.0
+    steepness = 1.0
 
     def value(self, xp, margins):
         """Return the loss of each sample; margins (n, 2) gives shape (n,)."""
@@ -149,6 +188,10 @@ class Squared(ResidualLoss):
         r"""Return :math:`A^2 / 2` with :math:`A = a_1 + a_2`."""
         return 0.5 * multipliers.sum(axis=1) ** 2
 
+    def multipliers(self, margins):
+        """Return the size of the residual, at the smaller margin."""
+        return _at_smallest(margins, np.maximum(-margins.min(axis=1), 0.0))
+
 
 @dataclass(frozen=True)
 class Absolute(ResidualLoss):
@@ -156,6 +199,8 @@ class Absolute(ResidualLoss):
 
     smoothness = np.inf
     largest_multiplier = 1.0
+    threshold = 0.0
+    steepness = 0.0
 
     def value(self, xp, margins):
         """Return the loss of each sample; margins (n, 2) gives shape (n,)."""
@@ -164,6 +209,10 @@ class Absolute(ResidualLoss):
     def conjugate(self, multipliers):
         """Return 0."""
         return np.zeros(len(multipliers))
+
+    def multipliers(self, margins):
+        """Return 1 at the smaller margin where there is a residual."""
+        return _at_smallest(margins, np.where(margins.min(axis=1) < 0.0, 1.0, 0.0))
 
 
 @dataclass(frozen=True)
@@ -181,10 +230,16 @@ class EpsilonInsensitive(ResidualLoss):
 
     smoothness = np.inf
     largest_multiplier = 1.0
+    steepness = 0.0
 
     def __post_init__(self):
         if not (np.isfinite(self.tube) and self.tube >= 0.0):
             raise ValueError(f"tube must be a finite number >= 0, got {self.tube!r}.")
+
+    @property
+    def threshold(self) -> float:
+        """The margin from which on the loss is 0."""
+        return -self.tube
 
     def value(self, xp, margins):
         """Return the loss of each sample; margins (n, 2) gives shape (n,)."""
@@ -193,3 +248,7 @@ class EpsilonInsensitive(ResidualLoss):
     def conjugate(self, multipliers):
         r"""Return :math:`\text{tube} \cdot (a_1 + a_2)`."""
         return self.tube * multipliers.sum(axis=1)
+
+    def multipliers(self, margins):
+        """Return 1 at the smaller margin where the residual leaves the tube."""
+        return _at_smallest(margins, np.where(margins.min(axis=1) < -self.tube, 1.0, 0.0))

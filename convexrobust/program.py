@@ -81,12 +81,17 @@ class ConvexProgram:
     formulation : {"soft", "one-sided", "hard"}
         Treatment of the robust cones; see the module's text. For a regression loss both ends of
         the interval count, so that "one-sided" has the same rows as "hard".
-    sample_weight : ndarray of shape (n,), optional
-        Weights, used in proportion to their sum: the loss is a weighted mean.
+    sample_weight : ndarray of shape (n_samples,), optional
+        Weights, used in proportion to their sum: the loss is a weighted mean. One a row, or with
+        ``copy_of`` one a sample.
     intercept : bool
         The last column of X is the intercept, which no perturbation changes.
     n_outputs : int
         C.
+    copy_of : ndarray of shape (n,) of int, optional
+        Row k is a perturbed copy of sample ``copy_of[k]``, one of 0 .. n_samples - 1, each of which
+        has a copy. The loss of a sample is the largest over its copies. By default every row is a
+        sample of its own.
 
     Notes
     -----
@@ -104,6 +109,7 @@ class ConvexProgram:
     sample_weight: np.ndarray | None = None
     intercept: bool = True
     n_outputs: int = 1
+    copy_of: np.ndarray | None = None
 
     def __post_init__(self):
         if self.formulation not in FORMULATIONS:
@@ -120,7 +126,20 @@ class ConvexProgram:
             raise ValueError("patterns D must hold only 0 and 1.")
         if len(self.y) != n:
             raise ValueError(f"y has {len(self.y)} entries but X has {n} rows.")
+        self._check_copies(n)
         self._check_labels()
+
+    def _check_copies(self, n):
+        if self.copy_of is None:
+            return
+        samples = np.asarray(self.copy_of)
+        if samples.shape != (n,) or not np.issubdtype(samples.dtype, np.integer):
+            raise ValueError(f"copy_of must hold one integer for each of the {n} rows of X.")
+        if not np.array_equal(np.unique(samples), np.arange(samples.max(initial=-1) + 1)):
+            raise ValueError(
+                "copy_of must name the samples 0 .. n_samples - 1, each at least once; got "
+                f"{np.unique(samples)[:5]}. Number them by np.unique(..., return_inverse=True)."
+            )
 
     def _check_labels(self):
         if self.loss.task != "classification":
@@ -143,12 +162,32 @@ class ConvexProgram:
 
     @cached_property
     def weight(self) -> np.ndarray:
-        """Weights of the samples, summing to 1; shape (n,)."""
-        weight = np.ones(len(self.X)) if self.sample_weight is None else self.sample_weight
+        """Weights of the samples, summing to 1; shape (n_samples,)."""
+        weight = np.ones(self.n_samples) if self.sample_weight is None else self.sample_weight
         weight = np.asarray(weight, dtype=np.float64)
-        if weight.shape != (len(self.X),) or np.any(weight < 0) or not np.sum(weight) > 0:
-            raise ValueError("sample_weight must be (n,), at least 0, with a positive sum.")
+        if weight.shape != (self.n_samples,) or np.any(weight < 0) or not np.sum(weight) > 0:
+            raise ValueError(
+                f"sample_weight must have shape (n_samples,) = ({self.n_samples},), at least 0, "
+                "with a positive sum."
+            )
         return weight / np.sum(weight)
+
+    @cached_property
+    def samples(self) -> np.ndarray:
+        """The sample of each row: ``copy_of``, or the row itself; shape (n,)."""
+        return np.arange(len(self.X)) if self.copy_of is None else np.asarray(self.copy_of)
+
+    @property
+    def n_samples(self) -> int:
+        """The number of samples: of rows, copies of one sample not counted."""
+        return int(self.samples.max()) + 1
+
+    @cached_property
+    def copies(self) -> np.ndarray:
+        """The rows of each sample's copies, the last one repeated; shape (n_samples, most)."""
+        order, counts = np.argsort(self.samples, kind="stable"), np.bincount(self.samples)
+        place = np.minimum(np.arange(counts.max()), counts[:, None] - 1)
+        return order[(np.cumsum(counts) - counts)[:, None] + place]
 
     @cached_property
     def signs(self) -> np.ndarray:
@@ -260,8 +299,10 @@ class ConvexProgram:
         return self.margins(numpy_backend, V, W) - rounding[:, None]
 
     def mean_loss(self, xp, margins):
-        """Return the weighted mean loss of given margins."""
+        """Return the weighted mean loss of given margins, of each sample at its worst copy."""
         losses = self.loss.value(xp, margins)
+        if self.copy_of is not None:
+            losses = xp.row_max(xp.take(losses, self.copies))
         return xp.sum(xp.multiply(xp.constant(self.weight, losses), losses))
 
     def penalty(self, xp, V, W, beta=None):
@@ -386,6 +427,10 @@ class Solution:
         The dual point of the lower bound.
     history : tuple of Progress
         What an iterative solver recorded on its way, for plots.
+    D : ndarray of shape (n, P), optional
+        The patterns of V and W, where they are not those of the program that was to be solved.
+    state : object
+        What the solver keeps for a warm start, of no meaning to others.
     """
 
     V: np.ndarray
@@ -401,6 +446,8 @@ class Solution:
     lower_bound_scope: str = "patterns"
     multipliers: Multipliers | None = None
     history: tuple[Progress, ...] = ()
+    D: np.ndarray | None = None
+    state: object = None
 
     @property
     def gap(self) -> float:

@@ -168,6 +168,113 @@ def test_weights_are_repetitions():
     assert values[0] == pytest.approx(values[1], rel=1e-6)
 
 
+COPY_OF = np.array([0, 0, 1, 1, 1, 2, 4, 3, 3])
+
+
+def copied(program):
+    """Return the program with its rows as copies of five samples of different weights."""
+    y = program.y[:5][COPY_OF]
+    return replace(program, y=y, copy_of=COPY_OF, sample_weight=np.array([1.0, 2.0, 0.5, 1.0, 3.0]))
+
+
+def loss_by_hand(loss, z, y):
+    """Return the cvxpy losses of each row for outputs z, a list of C vectors."""
+    if loss.task == "regression":
+        residual = cp.abs(z[0] - y)
+        tube = getattr(loss, "tube", 0.0)
+        return residual**2 / 2 if isinstance(loss, Squared) else cp.pos(residual - tube)
+    if len(z) == 1:
+        margins = cp.reshape(cp.multiply(y, z[0]), (len(y), 1), order="F")
+    else:
+        rivals = [[c for c in range(len(z)) if c != label] for label in y]
+        margins = cp.vstack(
+            [cp.hstack([z[y[k]][k] - z[c][k] for c in row]) for k, row in enumerate(rivals)]
+        )
+    if isinstance(loss, Logistic):
+        return cp.log_sum_exp(cp.hstack([np.zeros((len(y), 1)), -margins]), axis=1)
+    hinge = cp.pos(1 - cp.min(margins, axis=1))
+    return hinge if isinstance(loss, Hinge) else hinge**2
+
+
+@pytest.mark.parametrize(
+    ("loss", "n_classes"),
+    [(loss, 2) for loss in LOSSES] + [(loss, 3) for loss in MARGIN_LOSSES],
+    ids=name,
+)
+def test_copies_are_the_program_with_the_worst_copy_written_out(loss, n_classes):
+    D = few_patterns(small_data(loss.task, n_classes)[0], 12)
+    program = copied(small_program(loss, LpBall(2, 0.0), "hard", n_classes=n_classes, D=D))
+    variables = [[cp.Variable(program.shape[1:]) for _ in range(program.n_outputs)] for _ in "VW"]
+    z = [
+        cp.sum(cp.multiply(D, program.X @ (v - w)), axis=1) for v, w in zip(*variables, strict=True)
+    ]
+    losses = loss_by_hand(loss, z, program.y)
+    worst = [cp.max(losses[np.flatnonzero(COPY_OF == k)]) for k in range(5)]
+    value = cp.sum(cp.multiply(program.sample_weight / 7.5, cp.hstack(worst)))
+    value += 0.02 * sum(cp.sum(cp.norm(u, 2, axis=0)) for U in variables for u in U)
+    cones = [cp.multiply(program.signs, program.X @ u) >= 0 for U in variables for u in U]
+    expected = cp.Problem(cp.Minimize(value), cones).solve(solver=cp.CLARABEL)
+    solution = ConicSolver().solve(program)
+    assert solution.objective == pytest.approx(expected, rel=1e-5)
+    assert solution.relative_gap <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("loss", "ball", "n_classes"),
+    [(loss, BALLS[2], 2) for loss in LOSSES] + [(loss, BALLS[1], 3) for loss in MARGIN_LOSSES],
+    ids=name,
+)
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_lower_bound_of_copies(loss, ball, n_classes, formulation):
+    D = few_patterns(small_data(loss.task, n_classes)[0])
+    program = copied(small_program(loss, ball, formulation, n_classes=n_classes, D=D))
+    solution = ConicSolver().solve(program)
+    assert solution.lower_bound <= solution.objective * (1 + 1e-7)
+    assert solution.relative_gap <= 1e-4
+    rng = np.random.default_rng(0)
+    for scale in (0.01, 1.0):
+        noise = [scale * rng.normal(size=a.shape) for a in (solution.multipliers.margins,) * 2]
+        for margins in (noise[0], solution.multipliers.margins + noise[1]):
+            moved = solution.multipliers._replace(margins=margins)
+            assert program.lower_bound(moved) <= solution.objective * (1 + 1e-6) + 1e-9
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+def test_backends_agree_on_copies(loss):
+    program = copied(small_program(loss, BALLS[2], D=few_patterns(small_data(loss.task)[0])))
+    V, W = random_weights(program)
+    rows = replace(program, copy_of=None, sample_weight=None)
+    losses = loss.value(xp, rows.margins(xp, V, W))
+    worst = np.array([losses[COPY_OF == k].max() for k in range(5)])
+    expected = program.weight @ worst + program.penalty(xp, V, W)
+    assert program.objective(xp, V, W) == pytest.approx(expected, rel=1e-12)
+    tensors = torch.as_tensor(V), torch.as_tensor(W)
+    assert program.objective(torch_backend, *tensors).item() == pytest.approx(expected, rel=1e-9)
+    expressions = [[cp.Constant(u) for u in U] for U in (V, W)]
+    assert program.objective(cvxpy_backend, *expressions).value == pytest.approx(expected, rel=1e-9)
+
+
+def test_single_copies_are_no_copies():
+    program = small_program(Logistic(), BALLS[2], D=few_patterns(small_data()[0]))
+    single = replace(program, copy_of=np.arange(9))
+    one, other = (ConicSolver().solve(p) for p in (program, single))
+    assert one.objective == pytest.approx(other.objective, rel=1e-6)
+    assert single.lower_bound(one.multipliers) == program.lower_bound(one.multipliers)
+
+
+def test_solver_compiles_again_for_other_copies():
+    solver, program = (
+        ConicSolver(),
+        small_program(Hinge(), BALLS[2], D=few_patterns(small_data()[0])),
+    )
+    program = replace(program, y=program.y[COPY_OF])
+    alone, together = program, replace(program, copy_of=COPY_OF)
+    assert solver.solve(alone).objective != pytest.approx(
+        solver.solve(together).objective, rel=1e-3
+    )
+    assert solver.solve(together).relative_gap <= 1e-4
+
+
 def test_zero_multipliers_give_the_trivial_bound():
     program = small_program(Squared(), BALLS[0])
     P = program.D.shape[1]
@@ -223,6 +330,23 @@ class TestBadInput:
     def test_weights(self):
         with pytest.raises(ValueError, match="sample_weight"):
             self.program(sample_weight=-np.ones(9)).weight  # noqa: B018
+
+    @pytest.mark.parametrize(
+        ("copy_of", "message"),
+        [
+            (np.zeros(4, int), "one integer for each of the 9 rows"),
+            (np.zeros(9), "one integer"),
+            (np.full(9, 3), "each at least once"),
+            (np.arange(9) - 1, "each at least once"),
+        ],
+    )
+    def test_copies(self, copy_of, message):
+        with pytest.raises(ValueError, match=message):
+            self.program(copy_of=copy_of)
+
+    def test_weights_of_copies_are_those_of_samples(self):
+        with pytest.raises(ValueError, match="sample_weight"):
+            self.program(copy_of=COPY_OF, sample_weight=np.ones(9)).weight  # noqa: B018
 
     def test_beta(self):
         with pytest.raises(ValueError, match="beta must be"):

@@ -59,3 +59,8 @@ def scatter(values, rows, n):
     """A vector of length n that holds ``values`` at ``rows`` and 0 elsewhere."""
     place = sp.csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(n, len(rows)))
     return place @ values
+
+
+def take(values, index):
+    """The entries of a vector at an integer matrix (m, q) of positions; shape (m, q)."""
+    return cp.reshape(values[index.ravel()], index.shape, order="C")

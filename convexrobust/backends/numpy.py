@@ -55,3 +55,8 @@ def scatter(values, rows, n):
     out = np.zeros(n)
     out[rows] = values
     return out
+
+
+def take(values, index):
+    """The entries of a vector at an integer matrix (m, q) of positions; shape (m, q)."""
+    return values[index]

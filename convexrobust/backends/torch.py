@@ -66,3 +66,8 @@ def scatter(values, rows, n):
     """A vector of length n that holds ``values`` at ``rows`` and 0 elsewhere."""
     index = torch.as_tensor(rows, device=values.device)
     return torch.zeros(n, dtype=values.dtype, device=values.device).index_copy(0, index, values)
+
+
+def take(values, index):
+    """The entries of a vector at an integer matrix (m, q) of positions; shape (m, q)."""
+    return values[torch.as_tensor(index, device=values.device)]

@@ -228,6 +228,7 @@ class _Compiled:
             and np.allclose(old.sets.weights, new.sets.weights, rtol=1e-14, atol=0.0)
             and np.array_equal(old.y, new.y)
             and np.array_equal(old.weight, new.weight)
+            and np.array_equal(old.samples, new.samples)
         )
 
     def set_values(self, program: ConvexProgram, start: Solution | None, scale):

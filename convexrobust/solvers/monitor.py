@@ -77,7 +77,7 @@ class Monitor:
         bound = -np.inf if multipliers is None else self.program.lower_bound(multipliers)
         if bound > self.lower_bound:
             self.lower_bound, self.multipliers = bound, multipliers
-        if self.best is None or found.objective < self.best.objective:
+        if self.best is None or self._rank(found) < self._rank(self.best):
             self.best = found
         row = (n_iter, self.seconds, found.objective, bound, found.cone_violation)
         self.history.append(Progress(*row))
@@ -89,6 +89,10 @@ class Monitor:
             self.status = "time limit"
             return True
         return False
+
+    def _rank(self, found):
+        # Outside the cones an objective may be below their optimum: any point inside comes first.
+        return found.cone_violation > self.tol, found.objective
 
     @property
     def gap(self) -> float:

@@ -1,0 +1,165 @@
+r"""Multipliers in balance with the loss, where the margins depend on them linearly.
+
+Solves :math:`a \in -\omega\, \partial \varphi(m)`, a >= 0, for all samples at once, with
+
+.. math:: m_e = c_e + g_e a_e + (k_0 + k_1 A), \qquad A = \sum_e a_e,
+
+g > 0 and :math:`k_1 \ge 0`. For a loss of the smallest margin only the smallest margins have
+multipliers, so that all of these lie on one level, found by sorting. The margins of the copies of
+one sample count as margins of that sample.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from convexrobust.backends import torch as xp
+from convexrobust.losses import Logistic
+
+_BISECTIONS = 40
+
+
+class Balance:
+    """The solver of the balance for the samples of one program.
+
+    Parameters
+    ----------
+    program : ConvexProgram
+        Its loss, weights and copies.
+    like : Tensor
+        Dtype and device to compute in.
+
+    Attributes
+    ----------
+    largest : Tensor of shape (n,)
+        Bound on the multipliers of each row.
+    samples : Tensor of shape (n_samples, K), optional
+        The rows of each sample's copies.
+
+    Raises
+    ------
+    ValueError
+        For copies with several margins that share slacks, or with the logistic loss.
+    """
+
+    def __init__(self, program, like):
+        self.loss = program.loss
+        self.weight = xp.constant(program.weight, like)
+        bound = program.loss.largest_multiplier
+        self.cap = (bound if np.isfinite(bound) else 1e6) * self.weight
+        self.samples = None
+        self.largest = self.cap
+        if program.copy_of is not None:
+            self._group(program, like)
+
+    def _group(self, program, like):
+        if program.n_outputs > 1:
+            raise ValueError(
+                "copies of several outputs are not for this solver: use ConicSolver(), or train "
+                "one output for each class."
+            )
+        copies = torch.as_tensor(program.copies, device=like.device)
+        repeated = torch.zeros_like(copies, dtype=torch.bool)
+        repeated[:, 1:] = copies[:, 1:] == copies[:, :-1]
+        self.samples, self.repeated = copies, repeated
+        self.largest = self.cap[torch.as_tensor(program.copy_of, device=like.device)]
+
+    def __call__(self, constant, slope, shared=None):
+        """Return a (E, n) for c and g of shape (E, n); shared is (k_0, k_1) of shape (n,)."""
+        if self.samples is not None:
+            return self._grouped(constant, slope)
+        if shared is None:
+            zero = torch.zeros_like(constant[0])
+            shared = (zero, zero)
+        return self._solve(constant, slope, *shared)
+
+    def _grouped(self, constant, slope):
+        n_margins, n = constant.shape
+        repeated = self.repeated.T.expand(n_margins, *self.repeated.T.shape).flatten(0, 1)
+
+        def gathered(values, filler):
+            values = values[:, self.samples.T].flatten(0, 1)
+            return torch.where(repeated, filler, values)
+
+        zero = torch.zeros_like(self.weight)
+        a = self._solve(gathered(constant, torch.inf), gathered(slope, 1.0), zero, zero)
+        out = torch.zeros(n_margins, n, dtype=a.dtype, device=a.device)
+        a = torch.where(repeated, 0.0, a).view(n_margins, *self.samples.T.shape)
+        return out.index_add_(1, self.samples.T.flatten(), a.flatten(1))
+
+    def _solve(self, constant, slope, k0, k1):
+        if isinstance(self.loss, Logistic):
+            solve = self._logistic if len(constant) == 1 else self._softmax
+            return solve(constant, slope, k0, k1)
+        level = self.loss.threshold - k0
+        fall = self.loss.steepness / self.weight + k1
+        if len(constant) == 1:
+            a = (level - constant) / (slope + fall)
+            return torch.minimum(a.clamp_min(0.0), self.cap)
+        return self._water_filling(constant, slope, level, fall)
+
+    def _water_filling(self, constant, slope, level, fall):
+        """Solve c + g a = level - fall * A where a > 0, for every number of margins at once."""
+        order = torch.argsort(constant, dim=0)
+        c, g = torch.gather(constant, 0, order), torch.gather(slope, 0, order)
+        inverse = torch.where(torch.isinf(c), 0.0, 1.0 / g)
+        c = torch.where(torch.isinf(c), torch.finfo(c.dtype).max, c)
+        width = torch.cumsum(inverse, dim=0)
+        area = torch.cumsum(torch.where(inverse > 0.0, c * inverse, 0.0), dim=0)
+
+        def highest(levels):
+            # The level with the j lowest margins active is right for the last j it exceeds c of.
+            n_active = torch.sum(levels > c, dim=0).clamp_min(1)
+            return torch.gather(levels, 0, n_active[None] - 1)[0]
+
+        found = highest((level + fall * area) / (1.0 + fall * width))
+        found = torch.minimum(found, highest((self.cap + area) / width))
+        return ((found - constant) / slope).clamp_min(0.0)
+
+    def _logistic(self, constant, slope, k0, k1):
+        """One margin m = c + s * sigmoid(-m) * weight: Newton, kept in the bracket [c, c + s w]."""
+        constant, slope = constant[0] + k0, (slope[0] + k1) * self.weight
+        m = constant.clone()
+        low, high = constant, constant + slope
+        for _ in range(_BISECTIONS):
+            share = torch.sigmoid(-m)
+            value = m - constant - slope * share
+            low, high = torch.where(value < 0, m, low), torch.where(value > 0, m, high)
+            step = m - value / (1.0 + slope * share * (1.0 - share))
+            step = torch.where((step <= low) | (step >= high), (low + high) / 2.0, step)
+            done = torch.abs(step - m).max() <= 1e-9 * (1.0 + torch.abs(m).max())
+            m = step
+            if done:
+                break
+        return (self.weight * torch.sigmoid(-m))[None]
+
+    def _softmax(self, constant, slope, k0, k1):
+        r"""Several margins: a_e = weight * exp(t - c_e - g_e a_e), one unknown t a sample.
+
+        It is bisected until 1 - A / weight is the probability of the true class,
+        exp(t + k0 + k1 A).
+        """
+        high = -k0
+        low = (
+            -k0
+            - k1 * self.weight
+            - torch.nn.functional.softplus(torch.logsumexp(-constant - k0, dim=0))
+        )
+        offset = torch.log(slope * self.weight) - constant
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2.0
+            total = (_wright(offset + middle) / slope).sum(dim=0)
+            excess = total / self.weight + torch.exp(middle + k0 + k1 * total) - 1.0
+            low, high = torch.where(excess < 0, middle, low), torch.where(excess < 0, high, middle)
+        return _wright(offset + low) / slope
+
+
+def _wright(c):
+    """Return the y > 0 with y + log(y) = c (Newton's steps are monotone after the first)."""
+    y = torch.where(c > 1.0, c - torch.log(c.clamp_min(1.0)), torch.exp(c.clamp_max(1.0)))
+    y = y.clamp_min(torch.finfo(c.dtype).tiny)
+    for _ in range(4):
+        y = y * (1.0 + c - torch.log(y)) / (1.0 + y)
+        y = y.clamp_min(torch.finfo(c.dtype).tiny)
+    return y

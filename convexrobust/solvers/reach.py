@@ -1,0 +1,150 @@
+r"""The reaches :math:`\rho_k(u_i)` of the neurons in a splitting method.
+
+The reach of every neuron over every perturbation set is :math:`T = R A`, linear in variables A that
+bound what it is made of. Where all sets have one shape, A is one number for each neuron,
+:math:`\rho(u_i) \le A_i`, and R a column of ones. Where each row has a box of its own (l-inf cut by
+bounds) A bounds the sizes of the weights, :math:`|u_{ji}| \le A_{ji}`, and R holds the boxes.
+
+Both have the same two parts: least squares in A, and the joint proximal step of the group norm and
+of the bound,
+
+.. math:: \min_{Z, A}\ \beta \|z_i\|_2 + \tfrac{\rho_z}{2} \|Z - \tilde Z\|^2
+          + \tfrac{\rho_a}{2} \|A - \tilde A\|^2 .
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from convexrobust.backends import torch as xp
+from convexrobust.perturbations import DUAL_NORM, project_rows
+
+_NEWTON_STEPS = 5  # a call; the multiplier found is where the next call starts
+_BISECTIONS = 40
+
+
+def shrunk(Z, threshold):
+    """Shorten the columns of Z (..., d, P) by the threshold, the proximal step of their norm."""
+    length = torch.linalg.vector_norm(Z, dim=-2, keepdim=True)
+    return Z * (1.0 - threshold / length.clamp_min(1e-30)).clamp_min(0.0)
+
+
+class SharedReach:
+    """One reach for each neuron; A has shape (2, C, P)."""
+
+    def __init__(self, sets, like):
+        self.n, self.p = len(sets.center), sets.p
+        self.axes = xp.constant(sets.radius * sets.weights[0], like)
+        self.multiplier = None
+
+    def of(self, U):
+        """Return the smallest A for U (2, C, d, P)."""
+        return torch.linalg.vector_norm(self.axes[:, None] * U, ord=DUAL_NORM[self.p], dim=-2)
+
+    def at(self, A, rows):
+        """Return R A at some rows for A (P,) of one side and output: (1, P)."""
+        return A[None]
+
+    def adjoint(self, T, rows):
+        """Return R'T for T (len(rows), P)."""
+        return T.sum(dim=0)
+
+    def gram(self, A):
+        """Return R'R A."""
+        return self.n * A
+
+    def solve(self, rho_t, RT, rho_a, A):
+        """Return the A closest to the targets T, given as R'T, and A."""
+        return (rho_t * RT + rho_a * A) / (rho_t * self.n + rho_a)
+
+    def prox(self, Z, rho_z, A, rho_a, beta):
+        r"""Return the joint proximal point of Z (2, C, d, P) and A (2, C, P).
+
+        With a multiplier t >= 0 of the bound, z is the group shrinkage of the proximal point of
+        :math:`t \rho`, and t the root of :math:`A + t / \rho_a - \rho(z(t))`, which increases.
+        """
+
+        def at(t):
+            point = shrunk(Z - self._projection(Z, t / rho_z), beta / rho_z)
+            return point, self.of(point)
+
+        t = torch.zeros_like(A) if self.multiplier is None else self.multiplier
+        low, high = torch.zeros_like(t), torch.full_like(t, torch.inf)
+        for _ in range(_NEWTON_STEPS):
+            point, reach = at(t)
+            excess = A + t / rho_a - reach
+            squares = (self.axes[:, None] ** 2 * (point != 0.0)).sum(dim=-2)
+            new = (t - excess / (1.0 / rho_a + squares / rho_z)).clamp_min(0.0)
+            low = torch.where(excess < 0.0, t, low)
+            high = torch.where(excess > 0.0, torch.minimum(high, t), high)
+            middle = torch.where(torch.isinf(high), 2.0 * t + rho_a, (low + high) / 2.0)
+            new = torch.where((new < low) | (new > high), middle, new)
+            change, t = torch.abs(new - t).max(), new
+            if change <= 1e-6 * t.max():
+                break
+        self.multiplier = t
+        point, reach = at(t)
+        return point, torch.maximum(reach, A + t / rho_a)
+
+    def _projection(self, Z, scale):
+        """Project the columns of Z on the perturbation set times ``scale`` (2, C, P)."""
+        reach = self.axes[:, None] * scale[:, :, None]
+        if self.p == np.inf:
+            return torch.clamp(Z, -reach, reach)
+        rows = (Z.transpose(-1, -2).flatten(0, 2), reach.transpose(-1, -2).flatten(0, 2))
+        flat = project_rows(xp, *rows, self.p)
+        return flat.view(Z.shape[0], Z.shape[1], Z.shape[3], Z.shape[2]).transpose(-1, -2)
+
+
+class BoxReach:
+    """A box for each row; A has shape (2, C, d, P)."""
+
+    def __init__(self, sets, like):
+        self.R = xp.constant(sets.radius * sets.weights, like)
+        values, vectors = torch.linalg.eigh((self.R.T @ self.R).double())
+        self.values, self.vectors = values.clamp_min(0.0).to(like.dtype), vectors.to(like.dtype)
+
+    def of(self, U):
+        """Return the smallest A for U (2, C, d, P)."""
+        return torch.abs(U)
+
+    def at(self, A, rows):
+        """Return R A at some rows for A (d, P) of one side and output: (len(rows), P)."""
+        return self.R[rows] @ A
+
+    def adjoint(self, T, rows):
+        """Return R'T for T (len(rows), P)."""
+        return self.R[rows].T @ T
+
+    def gram(self, A):
+        """Return R'R A."""
+        return self.vectors @ (self.values[:, None] * (self.vectors.T @ A))
+
+    def solve(self, rho_t, RT, rho_a, A):
+        """Return the A closest to the targets T, given as R'T, and A."""
+        right = self.vectors.T @ (rho_t * RT + rho_a * A)
+        return self.vectors @ (right / (rho_t * self.values + rho_a)[:, None])
+
+    def prox(self, Z, rho_z, A, rho_a, beta):
+        r"""Return the joint proximal point of Z and A, both (2, C, d, P).
+
+        Given the factor s by which the group norm shrinks a neuron, the multiplier of each bound is
+        closed form; s is bisected until it is the factor of the thresholded neuron.
+        """
+        size, threshold = torch.abs(Z), beta / rho_z
+
+        def at(s):
+            t = ((s * size - A) / (1.0 / rho_a + s / rho_z)).clamp_min(0.0)
+            return t, (size - t / rho_z).clamp_min(0.0)
+
+        low = torch.zeros_like(Z[:, :, :1])
+        high = torch.ones_like(low)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2.0
+            length = torch.linalg.vector_norm(at(middle)[1], dim=-2, keepdim=True)
+            short = middle < (1.0 - threshold / length.clamp_min(1e-30)).clamp_min(0.0)
+            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        t, thresholded = at(low)
+        point = shrunk(torch.sign(Z) * thresholded, threshold)
+        return point, torch.maximum(torch.abs(point), A + t / rho_a)

@@ -1,0 +1,312 @@
+"""Adversarial training to global optimality, against closed forms, brute force and its own net."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+
+from convexrobust.attacks import pgd, worst_margin_objective
+from convexrobust.backends import numpy as xp
+from convexrobust.certificates import exact_objective
+from convexrobust.exchange import Exchange, ExchangeSolution, _Copies, _dual_cones, _price
+from convexrobust.losses import (
+    Absolute,
+    EpsilonInsensitive,
+    Hinge,
+    Logistic,
+    Squared,
+    SquaredHinge,
+)
+from convexrobust.network import TwoLayerReLU
+from convexrobust.patterns import enumerate_patterns, patterns_of, sample_patterns
+from convexrobust.perturbations import LpBall
+from convexrobust.program import ConvexProgram
+from convexrobust.regularizers import GroupLasso
+from convexrobust.solvers import ConicSolver
+from tests.cases import BALLS, name, small_data, small_program
+
+LINF = LpBall(np.inf, 0.15)
+
+
+def few(loss=None, ball=LINF, n_classes=2, n=7, **options):
+    """Return a small program with a few patterns to begin with."""
+    loss = Hinge() if loss is None else loss
+    X, _ = small_data(loss.task, n_classes, n)
+    D = sample_patterns(X, 6, random_state=0)
+    return small_program(loss, ball, n_classes=n_classes, D=D, n=n, **options)
+
+
+@cache
+def optimum(loss=None):
+    """Return the solution of `few`, shared by the tests that compare with it."""
+    return Exchange().solve(few(loss))
+
+
+def one_feature(epsilon=0.3):
+    """Return a program with one feature and no intercept."""
+    X, y = np.array([[-2.0], [-1.0], [0.5], [1.5]]), np.array([-1, -1, 1, 1])
+    ball = LpBall(np.inf, epsilon)
+    return ConvexProgram(X, y, np.ones((4, 1)), Hinge(), GroupLasso(0.05), ball, intercept=False)
+
+
+def test_one_feature_without_intercept_by_brute_force():
+    """Without intercept in one feature every network is a (x)_+ + b (-x)_+, penalty |a| + |b|."""
+    program = one_feature()
+    found = Exchange(tol=1e-5).solve(program)
+    assert found.status == "optimal"
+    a, b = np.meshgrid(np.linspace(-2, 6, 801), np.linspace(-6, 2, 801))
+    losses = [
+        np.max(
+            [1 - y * (a * max(z, 0) + b * max(-z, 0)) for z in np.linspace(x - 0.3, x + 0.3, 13)],
+            axis=0,
+        )
+        for x, y in zip(program.X[:, 0], program.y, strict=True)
+    ]
+    objective = np.mean(np.maximum(losses, 0), axis=0) + 0.05 * (abs(a) + abs(b))
+    assert found.objective == pytest.approx(objective.min(), rel=3e-3)
+    assert found.lower_bound <= objective.min() * (1 + 1e-9)
+
+
+CASES = [
+    (Hinge(), LINF, 2),
+    (SquaredHinge(), BALLS[0], 2),
+    (Logistic(), BALLS[1], 2),
+    (Squared(), BALLS[5], 2),
+    (Absolute(), LINF, 2),
+    (EpsilonInsensitive(0.05), BALLS[3], 2),
+    (Hinge(), LINF, 3),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "ball", "n_classes"), CASES, ids=name)
+def test_bracket_closes_around_the_exact_objective(loss, ball, n_classes):
+    program = few(loss, ball, n_classes)
+    found = Exchange().solve(program)
+    assert isinstance(found, ExchangeSolution)
+    assert (found.status, found.lower_bound_scope) == ("optimal", "all patterns")
+    assert -1e-6 <= found.relative_gap <= 1e-3
+    lower, upper = exact_objective(program, found.network)
+    assert lower * (1 - 1e-6) <= found.attacked_objective <= found.objective * (1 + 1e-9)
+    assert found.objective == pytest.approx(upper, rel=1e-5)
+    V, W = TwoLayerReLU.from_solution(found).output.T, found.network.output.T
+    np.testing.assert_allclose(V, W)
+
+
+def test_bounds_of_all_rounds_lie_around_the_optimum():
+    """Every lower bound is below every upper bound, the soft program's optimum among them."""
+    program, found = few(), optimum()
+    bounds = [r.lower_bound for r in found.rounds]
+    values = [r.objective for r in found.rounds]
+    soft = ConicSolver().solve(replace(program, D=enumerate_patterns(program.X)))
+    assert max(bounds) <= min(*values, soft.objective) * (1 + 1e-6)
+    assert found.lower_bound == max(bounds)
+    assert found.objective == min(values)
+    for r in found.rounds:
+        assert r.attacked_objective <= r.objective * (1 + 1e-9)
+        assert r.restricted_objective <= r.attacked_objective * (1 + 1e-5)
+    assert [row.objective for row in found.history] == values
+
+
+def test_no_network_is_below_the_lower_bound():
+    program, found = few(), optimum()
+    rng = np.random.default_rng(0)
+    loss = worst_margin_objective(found.network, program.y)
+    assert program.objective(xp, *np.zeros((2, *program.shape))) >= found.lower_bound
+    for _ in range(20):
+        moved = replace(
+            found.network,
+            hidden=found.network.hidden + 0.01 * rng.normal(size=found.network.hidden.shape),
+        )
+        assert exact_objective(program, moved)[1] >= found.lower_bound
+    points = pgd(loss, program.X[:, :2], program.perturbation)
+    losses = np.maximum(1 - program.y * found.network.predict(points)[:, 0], 0)
+    length = np.linalg.norm(found.network.hidden, axis=0) * np.abs(found.network.output[:, 0])
+    assert losses.mean() + 0.02 * length.sum() <= found.objective * (1 + 1e-9)
+
+
+def test_without_perturbations_it_is_the_nominal_program():
+    program = few(ball=LpBall(2, 0.0))
+    found = Exchange().solve(program)
+    nominal = ConicSolver().solve(replace(program, D=enumerate_patterns(program.X)))
+    assert found.objective == pytest.approx(nominal.objective, rel=1e-3)
+    assert found.lower_bound <= nominal.objective * (1 + 1e-6)
+    assert len(found.restricted.X) == len(program.X)
+
+
+def test_large_beta_gives_the_zero_network():
+    found = Exchange().solve(few(beta=5.0))
+    assert (found.status, found.network.n_neurons) == ("optimal", 0)
+    assert found.objective == pytest.approx(1.0)
+    assert found.V.shape == (1, 3, 0)
+
+
+def test_weights_are_repetitions():
+    program = few(n=6)
+    weight = np.array([1.0, 3.0, 1.0, 2.0, 1.0, 1.0])
+    repeated = np.repeat(np.arange(6), weight.astype(int))
+    parts = {key: getattr(program, key)[repeated] for key in ("X", "y", "D")}
+    values = [
+        Exchange(tol=1e-4).solve(p)
+        for p in (replace(program, sample_weight=weight), replace(program, **parts))
+    ]
+    assert values[0].objective == pytest.approx(values[1].objective, rel=3e-4)
+
+
+def test_copies_lie_in_the_sets_and_cells():
+    program = few(ball=BALLS[5])
+    found = Exchange().solve(program)
+    copies = found.restricted
+    delta = copies.X - program.X[copies.copy_of]
+    assert np.abs(delta[:, :2]).max() <= 0.15 * (1 + 1e-9)
+    assert np.all(delta[:, 2] == 0)
+    assert copies.X[:, :2].min() >= -1.3
+    assert copies.X[:, :2].max() <= 1.2
+    assert np.bincount(copies.copy_of).min() >= 1
+    assert np.unique(copies.D, axis=1).shape == copies.D.shape
+
+
+@pytest.mark.parametrize("loss", [Hinge(), Squared()], ids=name)
+@pytest.mark.parametrize("patterns", ["fixed", "grow"])
+@pytest.mark.parametrize("inner", ["exact", "attack"])
+def test_given_patterns_end_where_no_worse_point_is_found(loss, patterns, inner):
+    program = few(loss)
+    found = Exchange(patterns=patterns, inner=inner).solve(program)
+    assert (found.status, found.lower_bound_scope) == ("no worse point", "patterns")
+    assert found.lower_bound <= found.objective
+    last = found.rounds[-1]
+    assert last.attacked_objective <= last.restricted_objective * (1 + 1.1e-3)
+    lower, upper = exact_objective(program, found.network)
+    assert found.attacked_objective <= upper * (1 + 1e-6)
+    assert lower <= found.objective * (1 + 1e-6)
+    best = optimum(loss)
+    assert found.objective >= best.lower_bound
+
+
+def test_growing_patterns_are_better_than_fixed_ones():
+    program = few()
+    fixed, grow = (Exchange(patterns=p).solve(program) for p in ("fixed", "grow"))
+    every = optimum()
+    assert every.objective <= grow.objective * (1 + 1e-3)
+    assert grow.objective <= fixed.objective * (1 + 1e-3)
+
+
+def test_fixed_patterns_are_those_of_fixed_gates():
+    program = few()
+    found = Exchange(patterns="fixed").solve(program)
+    centres = np.array(
+        [np.flatnonzero((found.restricted.X == x).all(axis=1))[0] for x in program.X]
+    )
+    kept = {column.tobytes() for column in found.restricted.D[centres].T}
+    assert kept <= {column.tobytes() for column in program.D.T}
+
+
+def test_attack_with_all_patterns_has_a_valid_bracket():
+    program = few()
+    found = Exchange(inner="attack").solve(program)
+    exact = optimum()
+    assert found.lower_bound_scope == "all patterns"
+    assert found.lower_bound <= exact.objective
+    assert found.attacked_objective == pytest.approx(exact.objective, rel=3e-3)
+    assert exact_objective(program, found.network)[0] <= found.objective * (1 + 1e-6)
+
+
+def test_start_brings_its_worst_points():
+    program = few()
+    first = optimum()
+    again = Exchange().solve(program, start=first)
+    assert again.status == "optimal"
+    assert again.n_iter <= first.n_iter
+    assert again.rounds[0].n_copies > len(program.X)
+
+
+def test_the_round_limit_warns_and_keeps_valid_bounds():
+    program = few()
+    with pytest.warns(ConvergenceWarning, match="round limit"):
+        early = Exchange(max_rounds=2).solve(program)
+    best = optimum()
+    assert early.lower_bound <= best.objective
+    assert early.objective >= best.lower_bound
+    with pytest.warns(ConvergenceWarning, match="time limit"):
+        assert Exchange(time_limit=0.0).solve(program).n_iter == 1
+
+
+class TestPricing:
+    """The dual point of few patterns on all cells, against the program with all cells."""
+
+    @pytest.mark.parametrize(("loss", "n_classes"), [(Hinge(), 2), (Squared(), 2), (Logistic(), 3)])
+    def test_bound_is_that_of_the_program_with_all_patterns(self, loss, n_classes):
+        program = few(loss, LpBall(2, 0.0), n_classes)
+        whole = ConicSolver().solve(
+            replace(program, D=enumerate_patterns(program.X), formulation="hard")
+        )
+        priced = _price(program, whole.multipliers.margins, 1000)
+        assert priced.lower_bound == pytest.approx(whole.objective, rel=1e-4)
+        assert priced.lower_bound <= whole.objective
+        rng = np.random.default_rng(0)
+        for _ in range(5):
+            margins = whole.multipliers.margins * rng.uniform(0, 2, (len(program.X), 1))
+            assert _price(program, margins, 1000).lower_bound <= whole.objective
+
+    def test_column_generation_reaches_the_optimum_over_all_patterns(self):
+        program = replace(few(Squared(), LpBall(2, 0.0)), formulation="hard")
+        whole = ConicSolver().solve(replace(program, D=enumerate_patterns(program.X)))
+        for _ in range(10):
+            solved = ConicSolver().solve(program)
+            priced = _price(program, solved.multipliers.margins, 1000)
+            if priced.D.shape[1] == 0:
+                break
+            D = np.unique(np.hstack([program.D, priced.D]), axis=1)
+            assert D.shape[1] > program.D.shape[1]
+            program = replace(program, D=D)
+        assert solved.objective == pytest.approx(whole.objective, rel=1e-5)
+
+    def test_dual_cones_are_projections(self):
+        """Multipliers that the cheap bound leaves give the exact projection of -G on the cones."""
+        rng = np.random.default_rng(0)
+        X = rng.normal(size=(8, 3))
+        cells = enumerate_patterns(X)
+        G = rng.normal(size=(3, cells.shape[1]))
+        B, U = _dual_cones(G, X, cells, GroupLasso(1e-6))
+        S = 2.0 * cells - 1.0
+        assert B.min() >= 0
+        np.testing.assert_allclose(-U, G - X.T @ (S * B), atol=1e-10)
+        open_cells = np.linalg.norm(U, axis=0) > 1e-6
+        assert open_cells.any()
+        assert (S * (X @ U))[:, open_cells].min() >= -1e-8
+        np.testing.assert_allclose(np.sum(U * -G, axis=0), np.sum(U * U, axis=0), atol=1e-5)
+
+    def test_too_many_cells(self):
+        with pytest.raises(ValueError, match="patterns='grow'"):
+            Exchange(most_cells=10).solve(few())
+
+
+def test_gates_have_the_patterns_they_are_made_for():
+    X, _ = small_data()
+    program = small_program(Hinge(), LINF)
+    np.testing.assert_array_equal(patterns_of(X, _Copies(program).gates), program.D)
+
+
+class TestBadInput:
+    def test_options(self):
+        with pytest.raises(ValueError, match="inner must be one of"):
+            Exchange(inner="guess")
+        with pytest.raises(ValueError, match="patterns must be one of"):
+            Exchange(patterns="some")
+        with pytest.raises(ValueError, match="n_copies=0"):
+            Exchange(n_copies=0)
+
+    def test_a_program_with_copies(self):
+        program = few()
+        with pytest.raises(ValueError, match="copy_of already"):
+            Exchange().solve(replace(program, copy_of=np.arange(7)))
+
+    def test_a_solver_without_multipliers(self):
+        class Silent(ConicSolver):
+            def solve(self, program, start=None):
+                return replace(super().solve(program, start), multipliers=None)
+
+        with pytest.raises(ValueError, match="needs multipliers"):
+            Exchange(solver=Silent()).solve(few())

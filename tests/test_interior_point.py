@@ -1,0 +1,164 @@
+"""The interior-point method against Clarabel, its own certificate, and special programs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+
+from convexrobust.losses import Hinge, Logistic, Squared, SquaredHinge
+from convexrobust.patterns import sample_patterns
+from convexrobust.perturbations import LpBall
+from convexrobust.program import FORMULATIONS
+from convexrobust.solvers import ConicSolver, interior_point
+from convexrobust.solvers.interior_point import InteriorPoint
+from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
+
+NOMINAL = LpBall(2, 0.0)
+
+
+def few_patterns(loss, n_classes=2, n=9, P=5):
+    return sample_patterns(small_data(loss.task, n_classes, n)[0], P, random_state=0)
+
+
+def check_against_clarabel(program, rel=1e-6, **options):
+    """Assert that both solvers certify the same optimum; return our solution."""
+    reference = ConicSolver().solve(program)
+    solution = InteriorPoint(**options).solve(program)
+    assert solution.status == "optimal"
+    assert solution.relative_gap <= 1e-5
+    assert solution.cone_violation <= 1e-6
+    assert solution.lower_bound <= reference.objective + 1e-6 * abs(reference.objective)
+    # Clarabel's own gap is up to 3e-6 here: what it may be off by is no disagreement.
+    slack = rel * abs(reference.objective) + abs(reference.gap)
+    assert abs(solution.objective - reference.objective) <= slack
+    assert program.lower_bound(solution.multipliers) == pytest.approx(
+        solution.lower_bound, rel=1e-9, abs=1e-12
+    )
+    return solution
+
+
+@pytest.mark.parametrize("ball", [*BALLS, NOMINAL], ids=name)
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_agrees_with_clarabel(loss, ball, formulation):
+    check_against_clarabel(small_program(loss, ball, formulation, D=few_patterns(loss)))
+
+
+@pytest.mark.parametrize("ball", [BALLS[1], BALLS[2]], ids=name)
+@pytest.mark.parametrize("loss", MARGIN_LOSSES, ids=name)
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_three_classes(loss, ball, formulation):
+    D = few_patterns(loss, 3)
+    check_against_clarabel(small_program(loss, ball, formulation, n_classes=3, D=D))
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_weights_are_repetitions_and_zero_weights_leave_out_the_loss(formulation):
+    loss, weight = SquaredHinge(), np.array([1, 2, 0, 3, 1, 0, 2, 1, 1])
+    program = small_program(loss, BALLS[2], formulation, D=few_patterns(loss))
+    weighted = check_against_clarabel(replace(program, sample_weight=weight))
+    if formulation == "soft":  # elsewhere the rows of weight 0 still have cone rows
+        data = {key: np.repeat(getattr(program, key), weight, axis=0) for key in "XyD"}
+        repeated = InteriorPoint().solve(replace(program, **data))
+        assert weighted.objective == pytest.approx(repeated.objective, rel=3e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+def test_a_large_beta_gives_the_zero_network(loss):
+    program = small_program(loss, BALLS[2], beta=50.0, D=few_patterns(loss))
+    solution = InteriorPoint().solve(program)
+    assert solution.status == "optimal"
+    assert not solution.V.any()
+    assert not solution.W.any()
+
+
+def test_duplicated_and_constant_columns():
+    program = small_program(Hinge(), BALLS[2], D=few_patterns(Hinge()))
+    X = program.X
+    X = np.hstack([X[:, :2], X[:, :1], np.zeros((len(X), 1)), np.full((len(X), 1), 2.0), X[:, 2:]])
+    check_against_clarabel(replace(program, X=X))
+    D = np.hstack([program.D, program.D])
+    check_against_clarabel(replace(program, X=X, D=D, formulation="hard"))
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+@pytest.mark.parametrize("formulation", ["soft", "hard"])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_badly_scaled_features_give_valid_bounds(scale, formulation):
+    """The right answer, or a warning: the status tells which."""
+    program = small_program(Hinge(), BALLS[2], formulation, D=few_patterns(Hinge()))
+    X = program.X * np.array([scale, 1.0, 1.0])
+    ball = LpBall(np.inf, np.array([0.15 * scale, 0.15]))
+    program = replace(program, X=X, perturbation=ball)
+    solution = InteriorPoint().solve(program)
+    reference = ConicSolver().solve(program)
+    assert solution.lower_bound <= reference.objective * (1 + 1e-6)
+    assert reference.lower_bound <= solution.objective * (1 + 1e-6) + solution.cone_violation
+    assert (solution.status == "optimal") == (abs(solution.relative_gap) <= 1e-6)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("loss", [Hinge(), Logistic(), Squared()], ids=name)
+def test_stopping_early_warns_and_stays_valid(loss, formulation):
+    program = small_program(loss, BALLS[1], formulation, D=few_patterns(loss))
+    optimum = InteriorPoint().solve(program).objective
+    with pytest.warns(ConvergenceWarning, match="InteriorPoint stopped .* after 2 iterations"):
+        solution = InteriorPoint(max_iter=2).solve(program)
+    assert solution.lower_bound <= optimum * (1 + 1e-9)
+    assert program.certified().objective(interior_point.numpy_backend, solution.V, solution.W) <= (
+        solution.objective + 1e-12
+    )
+    with pytest.warns(ConvergenceWarning, match="time limit"):
+        InteriorPoint(time_limit=0.0).solve(program)
+
+
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("ball", [BALLS[2], BALLS[1], BALLS[5], NOMINAL], ids=name)
+@pytest.mark.parametrize("loss", [Hinge(), Squared()], ids=name)
+def test_neurons_left_out_do_not_change_the_optimum(loss, ball, formulation, monkeypatch):
+    """With few neurons in play at first, pricing finds all that matter and proves it."""
+    program = small_program(loss, ball, formulation, D=few_patterns(loss, n=12, P=20), n=12)
+    full = InteriorPoint().solve(program)
+    for limit in ("_FEWEST", "_UNKNOWNS", "_NOMINAL_UNKNOWNS"):
+        monkeypatch.setattr(interior_point, limit, 6)
+    partial = InteriorPoint(max_iter=300).solve(program)
+    assert partial.status == full.status == "optimal"
+    assert partial.objective == pytest.approx(full.objective, rel=3e-6)
+    assert partial.lower_bound <= full.objective
+
+
+@pytest.mark.parametrize("loss", [Hinge(), Squared()], ids=name)
+def test_many_neurons_without_perturbation_take_the_factor_in_the_samples(loss, monkeypatch):
+    program = small_program(loss, NOMINAL, "hard", D=few_patterns(loss, n=12, P=20), n=12)
+    dense = InteriorPoint().solve(program)
+    monkeypatch.setattr(interior_point, "_SMALL", 0)
+    check_against_clarabel(program, tol=1e-5, rel=1e-5)
+    assert dense.status == "optimal"
+
+
+def test_better_than_the_optimum_of_fewer_patterns():
+    D = few_patterns(Hinge(), n=12, P=20)
+    values = [
+        InteriorPoint().solve(small_program(Hinge(), BALLS[2], D=D[:, :P], n=12)).objective
+        for P in (2, 8, 20)
+    ]
+    assert np.all(np.diff(values) <= 1e-6)
+
+
+class TestBadInput:
+    def test_copies_are_refused_by_name(self):
+        program = small_program(Hinge(), BALLS[2], D=few_patterns(Hinge()))
+        with pytest.raises(ValueError, match=r"copy_of.*ConicSolver"):
+            InteriorPoint().solve(replace(program, copy_of=np.arange(9) // 2))
+
+    @pytest.mark.parametrize("options", [{"tol": 0.0}, {"tol": np.nan}, {"max_iter": 0}])
+    def test_options(self, options):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            InteriorPoint(**options).solve(small_program(Hinge(), BALLS[2]))
+
+
+def test_repr_shows_the_options():
+    assert (
+        repr(InteriorPoint(tol=1e-4)) == "InteriorPoint(tol=0.0001, max_iter=100, time_limit=None)"
+    )
