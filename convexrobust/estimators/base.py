@@ -6,19 +6,24 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
+from convexrobust.exchange import Exchange
 from convexrobust.network import TwoLayerReLU
 from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import default_solver
+from convexrobust.solvers import ConicSolver, WorkingSet, default_solver
 
 METHODS = ("certified", "attack", "exact")
-_DEFAULT_SIZE = 40_000  # n * d * P that Clarabel takes in seconds
-_DEFAULT_PATTERNS = (4, 20)  # fewest and most patterns sampled by default
+FORMULATIONS = ("soft", "one-sided", "hard", "exchange")
+_UNKNOWNS = 1000  # C * d * P of the patterns sampled by default
+_DEFAULT_PATTERNS = (4, 50)  # fewest and most of them
+_EXCHANGE = {"inner": "attack", "patterns": "grow"}
+_WIDTHS = (8, 64)  # smallest and largest network that seeds generated patterns
+_ENTRIES_PER_NEURON = 40  # entries of X for each of its neurons
 
 
 class ConvexRobustEstimator(BaseEstimator):
@@ -69,16 +74,17 @@ class ConvexRobustEstimator(BaseEstimator):
         }
         if self.n_patterns is not None:
             return sample_patterns(design, self.n_patterns, **options)
-        fewest, most = _DEFAULT_PATTERNS
-        # Regression has cone rows for both ends of the interval, several outputs for all pairs.
-        rows = 2 if isinstance(self, RegressorMixin) else n_outputs**2
-        wanted = int(np.clip(_DEFAULT_SIZE // (design.size * rows), fewest, most))
+        wanted = int(np.clip(_UNKNOWNS // (design.shape[1] * n_outputs), *_DEFAULT_PATTERNS))
         with warnings.catch_warnings():
             # The default asks for what is there, so that finding fewer is no news.
             warnings.filterwarnings("ignore", category=UserWarning)
             return sample_patterns(design, wanted, **options)
 
     def _program(self, X, y, weight, loss, n_outputs) -> ConvexProgram:
+        if self.formulation not in FORMULATIONS:
+            raise ValueError(
+                f"formulation must be one of {FORMULATIONS}, got {self.formulation!r}."
+            )
         if self.patterns is None or isinstance(self.patterns, str):
             # A matrix of patterns belongs to the rows as they are; anything else is free to merge.
             rows, weight = _distinct_rows(X, y, weight)
@@ -91,7 +97,7 @@ class ConvexRobustEstimator(BaseEstimator):
             loss,
             GroupLasso(self.beta),
             self._ball(),
-            self.formulation,
+            "soft" if self.formulation == "exchange" else self.formulation,
             weight,
             self.fit_intercept,
             n_outputs,
@@ -103,13 +109,28 @@ class ConvexRobustEstimator(BaseEstimator):
         start = None
         if warm:
             programs, start = self._warm(programs)
-        if self.solver is not None:
+        if self.formulation == "exchange":
+            self.solver_ = Exchange(solver=self.solver, random_state=self._seed(), **_EXCHANGE)
+        elif self.solver is not None:
             self.solver_ = self.solver
         elif not (warm and hasattr(self, "solver_")):
-            self.solver_ = default_solver(programs[0])
+            self.solver_ = self._default_solver(programs[0])
         solutions = [self.solver_.solve(program, start) for program in programs]
-        self.patterns_ = programs[0].D
-        return solutions[0] if len(solutions) == 1 else _joined(solutions)
+        if len(solutions) > 1:
+            return _joined(solutions, programs)
+        return replace(solutions[0], D=_patterns_of(solutions[0], programs[0]))
+
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _default_solver(self, program):
+        """Return the solver of the program's patterns, or one that generates patterns."""
+        solver = default_solver(program)
+        generate = self.patterns is None and self.n_patterns is None
+        if not generate or self.formulation != "soft" or isinstance(solver, ConicSolver):
+            return solver
+        width = int(np.clip(program.X.size // _ENTRIES_PER_NEURON, *_WIDTHS))
+        return WorkingSet(width=width, n_new=max(width // 2, 8), random_state=self._seed())
 
     def _warm(self, programs):
         """Add the patterns of the previous network, and return it as a starting point."""
@@ -125,6 +146,7 @@ class ConvexRobustEstimator(BaseEstimator):
     def _learn(self, programs, offset=None):
         """Set the learned attributes from the solved programs."""
         self.solution_ = self._solve(programs)
+        self.patterns_ = self.solution_.D
         self.network_ = TwoLayerReLU.from_solution(
             self.solution_, intercept=self.fit_intercept, offset=offset
         )
@@ -190,11 +212,21 @@ def _distinct_rows(X, y, weight):
     return used[first], np.bincount(group.ravel(), weights=weight[used])
 
 
-def _joined(solutions) -> Solution:
-    """Return independent one-output solutions as one with several outputs."""
+def _patterns_of(solution, program):
+    return program.D if solution.D is None else solution.D
+
+
+def _joined(solutions, programs) -> Solution:
+    """Return one-output solutions as one with several outputs, their patterns side by side."""
+    patterns = [_patterns_of(s, p) for s, p in zip(solutions, programs, strict=True)]
+    ends = np.cumsum([0, *(D.shape[1] for D in patterns)])
+    d = solutions[0].V.shape[1]
+    V, W = np.zeros((2, len(solutions), d, ends[-1]))
+    for c, s in enumerate(solutions):
+        V[c, :, ends[c] : ends[c + 1]], W[c, :, ends[c] : ends[c + 1]] = s.V[0], s.W[0]
     return Solution(
-        V=np.concatenate([s.V for s in solutions]),
-        W=np.concatenate([s.W for s in solutions]),
+        V,
+        W,
         objective=sum(s.objective for s in solutions),
         lower_bound=sum(s.lower_bound for s in solutions),
         cone_violation=max(s.cone_violation for s in solutions),
@@ -203,4 +235,5 @@ def _joined(solutions) -> Solution:
         n_iter=max(s.n_iter for s in solutions),
         seconds=sum(s.seconds for s in solutions),
         solver_seconds=sum(s.solver_seconds for s in solutions),
+        D=np.hstack(patterns),
     )

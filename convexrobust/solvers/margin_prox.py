@@ -11,9 +11,9 @@ Given the slope M_e of every margin of a sample and the slacks s that its margin
 Once the multipliers a of the margins are known everything else is closed form: with z the slope
 moved by :math:`(a_e / \rho) x`, M_e is z minus its projection on :math:`a_e / \rho` times the
 perturbation set, and a slack is :math:`(g_i - \kappa a)_+` (see `convexrobust.solvers.cones`). The
-margins increase with a, and :math:`a \in -\omega \partial \varphi(m)` is solved by Newton steps: the
-margins are piecewise linear in a (nearly so for l1 and l2), and with them linearised `Balance` is
-exact. A few steps do, because the multipliers of the last iteration are close.
+margins increase with a, and :math:`a \in -\omega \partial \varphi(m)` is solved by Newton steps:
+the margins are piecewise linear in a (nearly so for l1 and l2), and with them linearised `Balance`
+is exact. A few steps do, because the multipliers of the last iteration are close.
 """
 
 from __future__ import annotations

@@ -1,0 +1,52 @@
+"""Which solver a program gets when none is named."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Protocol
+
+from convexrobust.program import ConvexProgram, Solution
+from convexrobust.solvers.conic import ConicSolver
+from convexrobust.solvers.interior_point import InteriorPoint
+
+_DENSE = 2000  # unknowns up to which a few dozen dense factorisations take seconds
+
+
+class Solver(Protocol):
+    """Anything that solves a `ConvexProgram`."""
+
+    def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
+        """Return a solution, starting from another of the same shape where the solver can."""
+        ...
+
+
+def default_solver(
+    program: ConvexProgram, tol: float | None = None, max_iter: int = 3000
+) -> Solver:
+    r"""Return the solver for the patterns of a program that its size asks for.
+
+    `InteriorPoint` up to 2000 unknowns (2 C d P) or where its factorisations fall into small
+    blocks (no perturbed slopes, at most 2000 rows); beyond that `ADMM`, or `ConicSolver` where
+    torch is not installed. Programs with copies go to `ADMM` or `ConicSolver`.
+
+    Parameters
+    ----------
+    program : ConvexProgram
+        What is to be solved.
+    tol : float, optional
+        Relative gap; by default 1e-4 for `InteriorPoint`, 1e-2 for `ADMM`.
+    max_iter : int
+        Iterations of `ADMM` at most.
+    """
+    unknowns, n = 2 * program.D.shape[1] * program.X.shape[1] * program.n_outputs, len(program.X)
+    if program.copy_of is None:
+        by_neuron = program.sets.radius == 0.0 and n <= _DENSE
+        if unknowns <= _DENSE or by_neuron:
+            return InteriorPoint(1e-4 if tol is None else tol)
+    elif n * unknowns <= 20 * _DENSE:
+        return ConicSolver()
+    if importlib.util.find_spec("torch") is None:
+        return ConicSolver()
+    from convexrobust.solvers.admm import ADMM  # imports torch
+
+    return ADMM(1e-2 if tol is None else tol, max_iter)

@@ -1,0 +1,268 @@
+r"""Column generation: few patterns at a time, always the ones that matter.
+
+A program with all patterns has far too many columns, and nearly all of its neurons are zero. A
+*working set* of patterns is solved, the dual point prices all gates of R^d for the patterns that
+it violates most, these join, unused ones leave, and the next program starts where the last one
+stopped. The first patterns are the gates of a network (by default one that is trained on the
+certified bound for a moment): it is then a point of the first program, and every solve can only
+improve on it.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from dataclasses import replace
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from convexrobust.program import ConvexProgram, Solution
+from convexrobust.solvers.choice import default_solver
+from convexrobust.solvers.monitor import warn_early
+from convexrobust.solvers.pricing import best_cone_multipliers, price
+from convexrobust.solvers.seeding import train_certified
+
+NOT_REFUTED = "all patterns, not refuted"
+_ROUGH, _FINAL = 150, 1500  # iterations of ADMM in a round, and at the end
+_SEED_ROWS = 4000  # rows that the first network is trained on, at most
+_RESIDUAL_ACCURACY = 1e-2  # of the multipliers that price
+_WORTH = 0.25  # improvement, in units of the tolerance, for which another round is worth it
+_TINY = np.finfo(float).tiny
+
+
+class WorkingSet:
+    r"""Solve a `ConvexProgram` over patterns that it generates.
+
+    Parameters
+    ----------
+    tol : float
+        Gap between objective and lower bound to stop at, relative to the objective of the zero
+        network. When a round whose gap is within it improves the objective by less than a quarter
+        of it, no further round follows.
+    solver : Solver, optional
+        Solver of the programs with few patterns; by default that of `default_solver`, where it is
+        `ADMM` with 150 iterations a round and more at the end.
+    network : TwoLayerReLU, optional
+        The network whose gates are the first patterns, beside those of the program. By default one
+        is trained by `train_certified`.
+    width : int
+        Hidden neurons of that network; 0 starts from the patterns of the program alone.
+    n_new : int
+        Patterns that join in a round, at most.
+    max_rounds : int
+        Rounds at most.
+    time_limit : float, optional
+        Seconds after which no further round begins.
+    random_state : int
+        For the first network and the pricing.
+
+    Notes
+    -----
+    The returned `Solution` has patterns ``D`` of its own. Its lower bound is about those
+    (``lower_bound_scope`` "patterns"). If pricing found no pattern that would improve on it, the
+    scope is "all patterns, not refuted": pricing is a heuristic search, so that this is no proof.
+    `convexrobust.solvers.pricing.global_lower_bound` is one, for small data.
+
+    References
+    ----------
+    Bai, Gautam, Sojoudi, arXiv 2201.01965, for the dual constraints that fresh patterns violate.
+    """
+
+    def __init__(
+        self,
+        tol=1e-2,
+        *,
+        solver=None,
+        network=None,
+        width=64,
+        n_new=40,
+        max_rounds=4,
+        time_limit=None,
+        random_state=0,
+    ):
+        self.tol = tol
+        self.solver = solver
+        self.network = network
+        self.width = width
+        self.n_new = n_new
+        self.max_rounds = max_rounds
+        self.time_limit = time_limit
+        self.random_state = random_state
+
+    def __repr__(self):
+        return f"WorkingSet(tol={self.tol!r}, solver={self.solver!r}, width={self.width!r})"
+
+    def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
+        """Solve the program over its own patterns and generated ones.
+
+        Parameters
+        ----------
+        program : ConvexProgram
+            Its patterns are among the first; they leave if they are not used.
+        start : Solution, optional
+            A point of the program, or of one with other patterns ``start.D``.
+
+        Returns
+        -------
+        Solution
+            With patterns ``D`` of its own.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the gap over the patterns used stays open.
+        """
+        run = _Run(self, program, start)
+        for _ in range(self.max_rounds):
+            if not (run.solve() and run.extend()):
+                break
+        return run.finished()
+
+
+class _Run:
+    """The working set and what is known about it."""
+
+    def __init__(self, options: WorkingSet, program, start):
+        self.options, self.clock = options, time.perf_counter()
+        self.rng = np.random.default_rng(options.random_state)
+        zero = np.zeros(program.shape)
+        self.scale = program.solution(zero, zero).objective
+        self.n_rounds, self.n_iter, self.history = 0, 0, []
+        self.nothing_new = False
+        self.program, self.start = self._first(program, start)
+        self.found = self.start or program.solution(zero, zero)
+        self.best = self.found, (self.program if self.start else program)
+
+    def _first(self, program, start):
+        """Return the first program and a point of it: from the start, or from a network."""
+        options, network = self.options, self.options.network
+        if start is not None and start.D is not None:
+            program, start = _joined(replace(program, D=start.D), start, program.D)
+        if start is not None and start.V.shape == program.shape:
+            known = {"multipliers": start.multipliers, "state": start.state}
+            start = program.solution(start.V, start.W, **known)
+        else:
+            start = None
+        if network is None and start is None and options.width > 0:
+            some = _some_rows(program, self.rng)
+            network = train_certified(some, width=options.width, random_state=self.rng)
+        if network is None:
+            return program, start
+        features = program.sets.center[:, : network.n_features]
+        V, W, D = network.to_convex(features, program.D)
+        program = replace(program, D=D)
+        return program, program.solution(V, W)
+
+    @property
+    def seconds(self):
+        """Wall time so far."""
+        return time.perf_counter() - self.clock
+
+    def solve(self, tol=1e-3, max_iter=_ROUGH) -> bool:
+        """Solve the restricted program from ``start``; return whether there is time for another."""
+        solver = self.options.solver or default_solver(self.program, tol, max_iter)
+        begun, before = self.seconds, self.best[0].objective
+        with warnings.catch_warnings():
+            # Only the last round has to converge; `finished` tells how it ended.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self.found = solver.solve(self.program, self.start)
+        self.history += [
+            row._replace(n_iter=self.n_iter + row.n_iter, seconds=begun + row.seconds)
+            for row in self.found.history
+        ]
+        self.n_iter, self.n_rounds = self.n_iter + self.found.n_iter, self.n_rounds + 1
+        self.start = self.found
+        if self.found.objective <= before:
+            self.best = self.found, self.program
+        limit = np.inf if self.options.time_limit is None else self.options.time_limit
+        improved = before - self.found.objective > _WORTH * self.options.tol * self.scale
+        unsettled = self._open(self.found) or self.n_rounds == 1
+        return self.seconds < limit and (improved or unsettled)
+
+    def extend(self) -> bool:
+        """Let unused patterns leave and the most violated ones join; return False without any."""
+        multipliers = best_cone_multipliers(
+            self.program, self.found.multipliers, tol=_RESIDUAL_ACCURACY
+        )
+        solution = replace(self.found, multipliers=multipliers)
+        options = {"n_patterns": self.options.n_new, "random_state": self.rng}
+        new = price(self.program, multipliers, **options)
+        used = np.any(solution.V != 0.0, axis=(0, 1)) | np.any(solution.W != 0.0, axis=(0, 1))
+        self.program, self.start = _joined(*_kept(self.program, solution, used), new)
+        self.nothing_new = new.shape[1] == 0
+        return not self.nothing_new
+
+    def finished(self) -> Solution:
+        """Close the gap over the patterns found and return the best point."""
+        if self._open(self.found):
+            tol = self.options.tol * self.scale / max(self.best[0].objective, _TINY)
+            self.solve(tol, _FINAL)
+        solution, program = self.best
+        settled = self.nothing_new and solution is self.found
+        solution = replace(
+            solution,
+            D=program.D,
+            lower_bound_scope=NOT_REFUTED if settled else "patterns",
+            solver=f"WorkingSet({self.found.solver})",
+            n_iter=self.n_iter,
+            seconds=self.seconds,
+            solver_seconds=self.seconds,
+            history=tuple(self.history),
+        )
+        if not self._open(solution):
+            return replace(solution, status="optimal")
+        if solution.status == "optimal":  # to the inner solver's tolerance, which is looser
+            solution = replace(solution, status="gap open")
+        warn_early(solution)
+        return solution
+
+    def _open(self, solution) -> bool:
+        return not solution.gap <= self.options.tol * self.scale
+
+
+def _some_rows(program, rng) -> ConvexProgram:
+    """Return the program on some of its rows, enough to train a first network."""
+    n = len(program.X)
+    if n <= _SEED_ROWS or program.copy_of is not None:
+        return program
+    rows = np.sort(rng.choice(n, _SEED_ROWS, replace=False))
+    return replace(
+        program,
+        X=program.X[rows],
+        y=program.y[rows],
+        D=program.D[rows],
+        sample_weight=program.weight[rows],
+    )
+
+
+def _kept(program, solution, used):
+    """Return the program and its solution without the patterns that are not used."""
+    m = solution.multipliers._replace(
+        cones_v=[b[:, used] for b in solution.multipliers.cones_v],
+        cones_w=[b[:, used] for b in solution.multipliers.cones_w],
+    )
+    V, W = solution.V[:, :, used], solution.W[:, :, used]
+    return replace(program, D=program.D[:, used]), replace(solution, V=V, W=W, multipliers=m)
+
+
+def _joined(program, solution, new):
+    """Return the program with those of the ``new`` patterns that it lacks, the solution padded."""
+    known = {column.tobytes() for column in np.ascontiguousarray(program.D.T, dtype=np.int8)}
+    columns = np.ascontiguousarray(new.T, dtype=np.int8)
+    new = np.array([c for c in columns if c.tobytes() not in known], dtype=np.int8)
+    new = new.reshape(-1, len(program.X)).T
+
+    def padded(A):
+        return np.concatenate([A, np.zeros((*A.shape[:-1], new.shape[1]))], axis=-1)
+
+    multipliers = solution.multipliers
+    if multipliers is not None:
+        multipliers = multipliers._replace(
+            cones_v=[padded(b) for b in multipliers.cones_v],
+            cones_w=[padded(b) for b in multipliers.cones_w],
+        )
+    solution = replace(
+        solution, V=padded(solution.V), W=padded(solution.W), multipliers=multipliers
+    )
+    return replace(program, D=np.hstack([program.D, new])), solution

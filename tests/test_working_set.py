@@ -1,0 +1,134 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.exceptions import ConvergenceWarning
+
+from convexrobust.backends import numpy as xp
+from convexrobust.certificates import exact_objective
+from convexrobust.losses import Hinge, Logistic, Squared, SquaredHinge
+from convexrobust.network import TwoLayerReLU
+from convexrobust.patterns import enumerate_patterns, sample_patterns
+from convexrobust.perturbations import LpBall
+from convexrobust.program import ConvexProgram
+from convexrobust.regularizers import GroupLasso
+from convexrobust.solvers import InteriorPoint, WorkingSet, train_certified
+from tests.cases import BALLS, LOSSES, name, small_data, small_program
+
+
+def gaussian_program(loss, epsilon, n=14, d=4, seed=0, beta=0.02):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d))
+    y = rng.normal(size=n) if loss.task == "regression" else np.where(rng.normal(size=n) > 0, 1, -1)
+    D = sample_patterns(X, 5, random_state=seed)
+    return ConvexProgram(X, y, D, loss, GroupLasso(beta), LpBall(np.inf, epsilon), intercept=False)
+
+
+@pytest.mark.parametrize("loss", [Hinge(), Squared()], ids=name)
+@pytest.mark.parametrize("width", [0, 16])
+def test_reaches_the_optimum_of_all_patterns(loss, width):
+    program = gaussian_program(loss, 0.0)
+    everything = replace(program, D=enumerate_patterns(program.X))
+    optimum = InteriorPoint().solve(everything).objective
+    solver = WorkingSet(1e-6, solver=InteriorPoint(), width=width, max_rounds=20)
+    solution = solver.solve(program)
+    assert solution.objective == pytest.approx(optimum, rel=1e-3)
+    assert solution.D.shape[1] < everything.D.shape[1] / 3
+    assert solution.lower_bound_scope == "all patterns, not refuted"
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+def test_no_worse_than_the_network_that_seeds_it(epsilon):
+    program = gaussian_program(SquaredHinge(), epsilon, n=40, d=5)
+    network = train_certified(program, width=16, n_steps=150)
+    V, W, D = network.to_convex(program.X, program.D)
+    seed = replace(program, D=D).solution(V, W).objective
+    solution = WorkingSet(solver=InteriorPoint(), network=network).solve(program)
+    assert solution.objective < seed
+    found = replace(program, D=solution.D)
+    again = found.solution(solution.V, solution.W).objective
+    assert again == pytest.approx(solution.objective, rel=1e-12)
+    assert found.lower_bound(solution.multipliers) == pytest.approx(solution.lower_bound)
+
+
+def test_goes_on_from_its_own_solution():
+    program = gaussian_program(Hinge(), 0.1, n=30, d=4)
+    first = WorkingSet(solver=InteriorPoint(), max_rounds=1).solve(program)
+    second = WorkingSet(solver=InteriorPoint(), max_rounds=3).solve(program, first)
+    assert second.objective <= first.objective * (1 + 1e-9)
+
+
+def test_three_classes_and_admm():
+    pytest.importorskip("torch")
+    from convexrobust.solvers import ADMM
+
+    X, y = small_data(n_classes=3, n=18)
+    program = ConvexProgram(
+        X,
+        y,
+        sample_patterns(X, 5, random_state=0),
+        Hinge(),
+        GroupLasso(0.02),
+        LpBall(np.inf, 0.05),
+        n_outputs=3,
+    )
+    fixed = InteriorPoint().solve(program).objective
+    solution = WorkingSet(5e-2, solver=ADMM(5e-2, 400), width=8, max_rounds=1).solve(program)
+    assert solution.lower_bound <= solution.objective < fixed
+
+
+def test_an_open_gap_is_told():
+    program = gaussian_program(Hinge(), 0.1, n=30, d=4)
+    with pytest.warns(ConvergenceWarning, match="WorkingSet"):
+        solution = WorkingSet(1e-6, solver=InteriorPoint(max_iter=3), max_rounds=1).solve(program)
+    assert solution.status != "optimal"
+    assert solution.lower_bound <= solution.objective
+
+
+# ---------------------------------------------------------------- certified training
+
+
+def objective_of(program, U, A):
+    """Return the certified objective at a network's own gates, by the program itself."""
+    network = TwoLayerReLU(U, A, intercept=program.intercept)
+    features = program.sets.center[:, : network.n_features]
+    V, W, D = network.to_convex(features, np.zeros((len(program.X), 0), dtype=np.int8))
+    point = replace(program.certified(), D=D)
+    decay = (np.sum(U**2) + np.sum(np.abs(A).sum(axis=1) ** 2)) / 2
+    return point.mean_loss(xp, point.margins(xp, V, W)) + program.regularizer.beta * decay
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+@pytest.mark.parametrize("ball", BALLS, ids=name)
+def test_gradients_of_certified_training(loss, ball):
+    from convexrobust.solvers.seeding import _CertifiedBound
+
+    program, rng = small_program(loss, ball), np.random.default_rng(1)
+    U, A = rng.normal(size=(3, 4)), rng.normal(size=(4, 1))
+    gradients = _CertifiedBound(program).gradients(U, A, 1.0)
+    for direction in (rng.normal(size=7) for _ in range(3)):
+        dU, dA = np.zeros_like(U), np.zeros_like(A)
+        dU.flat[:5], dA.flat[:2] = direction[:5], direction[5:]
+        h = 1e-6
+        difference = objective_of(program, U + h * dU, A + h * dA)
+        difference -= objective_of(program, U - h * dU, A - h * dA)
+        slope = np.sum(gradients[0] * dU) + np.sum(gradients[1] * dA)
+        assert slope == pytest.approx(difference / (2 * h), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [Hinge(), Logistic()], ids=name)
+def test_certified_training_lowers_what_is_certified_and_exact(loss):
+    program = small_program(loss, BALLS[2], n=25, beta=1e-2, D=np.ones((25, 1)))
+    short, trained = (train_certified(program, width=8, n_steps=n) for n in (1, 200))
+    assert exact_objective(program, trained)[1] < 0.9 * exact_objective(program, short)[0]
+
+
+def test_certified_training_starts_from_a_network():
+    program = small_program(Hinge(), BALLS[2])
+    network = train_certified(program, width=6, n_steps=50)
+    again = train_certified(program, start=network, n_steps=1, learning_rate=1e-9)
+    np.testing.assert_allclose(
+        again.predict(program.X[:, :-1]), network.predict(program.X[:, :-1]), atol=1e-6
+    )
+    with pytest.raises(ValueError, match="start is a network of 3 inputs"):
+        train_certified(gaussian_program(Hinge(), 0.1), start=network)
