@@ -32,7 +32,10 @@ def main(arguments=None):
 def _demo(**options):
     from convexrobust.demo import run
 
-    run(**{name: value for name, value in options.items() if value is not None})
+    try:
+        run(**{name: value for name, value in options.items() if value is not None})
+    except ImportError as error:  # of an extra: the message says which, a traceback would hide it
+        raise SystemExit(f"convexrobust: {error}") from error
 
 
 if __name__ == "__main__":

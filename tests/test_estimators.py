@@ -7,6 +7,7 @@ import pytest
 import sklearn
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -44,7 +45,8 @@ def fitted(cancer):
         ConvexRobustRegressor(),
     ]
 )
-@pytest.mark.filterwarnings("default")  # the checks use data that is meant to be difficult
+# On data without a signal, which some checks use, the zero network is the best one.
+@pytest.mark.filterwarnings("ignore:The fitted network is constant")
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 
@@ -307,6 +309,49 @@ class TestBadInput:
     def test_too_large_a_penalty_is_announced(self, cancer):
         with pytest.warns(UserWarning, match="network is constant.*beta or epsilon"):
             ConvexRobustClassifier(beta=100.0, n_patterns=2).fit(*cancer[:2])
+
+
+class TestDifficultFeatures:
+    @pytest.mark.parametrize("estimator", [ConvexRobustClassifier, ConvexRobustRegressor])
+    @pytest.mark.parametrize("size", [[1e-6, 1e6, 1e-6, 1e6], 1e-6, 1e6], ids=str)
+    def test_badly_scaled_ones_are_solved_or_announced(self, cancer, estimator, size):
+        X, y = cancer[0][:40, :4] * np.array(size), (cancer[1][:40] == "benign").astype(int)
+        model = estimator(np.mean(size) * 0.1, n_patterns=3, random_state=0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(X, y)
+        # The zero network's objective is at most 1.
+        announced = any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+        assert model.lower_bound_ <= model.objective_
+        assert announced or model.gap_ <= 1e-3
+        assert np.isfinite(model.predict(X)).all()
+
+    @pytest.mark.xfail(reason="Clarabel calls a point optimal whose proven gap is some percent")
+    def test_conic_solver_announces_an_open_gap(self, cancer):
+        X, y = 1e6 * cancer[0][:40, :4], cancer[1][:40]
+        model = ConvexRobustClassifier(1e5, n_patterns=3, solver=ConicSolver(), random_state=0)
+        with pytest.warns(ConvergenceWarning):
+            model.fit(X, y)
+
+    def test_a_zero_feature_changes_nothing(self, cancer):
+        X, y, *_ = cancer
+        D = (X[:, :4] > 0).astype(int)
+        wide = np.hstack([X, np.zeros((len(X), 1))])
+        without = ConvexRobustClassifier(patterns=D).fit(X, y)
+        model = ConvexRobustClassifier(patterns=D).fit(wide, y)
+        assert model.objective_ == pytest.approx(without.objective_, rel=1e-3)
+        np.testing.assert_allclose(model.network_.hidden[-2], 0.0, atol=1e-2)
+
+    def test_a_constant_feature_is_a_second_intercept(self, cancer):
+        X, y, *_ = cancer
+        D = (X[:, :4] > 0).astype(int)
+        epsilon = np.append(np.full(X.shape[1], 0.1), 0.0)
+        wide = np.hstack([X, np.ones((len(X), 1))])
+        model = ConvexRobustClassifier(epsilon, patterns=D).fit(wide, y)
+        without = ConvexRobustClassifier(0.1, patterns=D).fit(X, y)
+        assert model.objective_ <= without.objective_ * (1 + 1e-3)  # a bias costs less on two
+        hidden = model.network_.hidden
+        np.testing.assert_allclose(hidden[-2], hidden[-1], atol=1e-2 * np.abs(hidden).max())
 
 
 @pytest.mark.parametrize("loss", [SquaredHinge(), Logistic()])

@@ -10,7 +10,9 @@ from sklearn.exceptions import ConvergenceWarning
 from convexrobust.attacks import pgd, worst_margin_objective
 from convexrobust.backends import numpy as xp
 from convexrobust.certificates import exact_objective
-from convexrobust.exchange import Exchange, ExchangeSolution, _Copies, _dual_cones, _price
+from convexrobust.exchange import Exchange, ExchangeSolution
+from convexrobust.exchange.cells import dual_cones, price_cells
+from convexrobust.exchange.copies import Copies
 from convexrobust.losses import (
     Absolute,
     EpsilonInsensitive,
@@ -242,20 +244,20 @@ class TestPricing:
         whole = ConicSolver().solve(
             replace(program, D=enumerate_patterns(program.X), formulation="hard")
         )
-        priced = _price(program, whole.multipliers.margins, 1000)
+        priced = price_cells(program, whole.multipliers.margins, 1000)
         assert priced.lower_bound == pytest.approx(whole.objective, rel=1e-4)
         assert priced.lower_bound <= whole.objective
         rng = np.random.default_rng(0)
         for _ in range(5):
             margins = whole.multipliers.margins * rng.uniform(0, 2, (len(program.X), 1))
-            assert _price(program, margins, 1000).lower_bound <= whole.objective
+            assert price_cells(program, margins, 1000).lower_bound <= whole.objective
 
     def test_column_generation_reaches_the_optimum_over_all_patterns(self):
         program = replace(few(Squared(), LpBall(2, 0.0)), formulation="hard")
         whole = ConicSolver().solve(replace(program, D=enumerate_patterns(program.X)))
         for _ in range(10):
             solved = ConicSolver().solve(program)
-            priced = _price(program, solved.multipliers.margins, 1000)
+            priced = price_cells(program, solved.multipliers.margins, 1000)
             if priced.D.shape[1] == 0:
                 break
             D = np.unique(np.hstack([program.D, priced.D]), axis=1)
@@ -269,7 +271,7 @@ class TestPricing:
         X = rng.normal(size=(8, 3))
         cells = enumerate_patterns(X)
         G = rng.normal(size=(3, cells.shape[1]))
-        B, U = _dual_cones(G, X, cells, GroupLasso(1e-6))
+        B, U = dual_cones(G, X, cells, GroupLasso(1e-6))
         S = 2.0 * cells - 1.0
         assert B.min() >= 0
         np.testing.assert_allclose(-U, G - X.T @ (S * B), atol=1e-10)
@@ -286,7 +288,7 @@ class TestPricing:
 def test_gates_have_the_patterns_they_are_made_for():
     X, _ = small_data()
     program = small_program(Hinge(), LINF)
-    np.testing.assert_array_equal(patterns_of(X, _Copies(program).gates), program.D)
+    np.testing.assert_array_equal(patterns_of(X, Copies(program).gates), program.D)
 
 
 class TestBadInput:

@@ -10,12 +10,13 @@ from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import FORMULATIONS, ConvexProgram
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import ConicSolver, gated
-from convexrobust.solvers.gated import GatedRelaxation, solve_gated, to_relu
+from convexrobust.solvers import ConicSolver
+from convexrobust.solvers.gated import GatedRelaxation, solve_gated, solver, to_relu
 from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
 
 CASES = [(loss, 2) for loss in LOSSES] + [(loss, 3) for loss in MARGIN_LOSSES]
 IDS = [f"{name(loss)}-{classes}" for loss, classes in CASES]
+CASES_WITH_BALLS = [(*case, BALLS[(1, 2, 5)[i % 3]]) for i, case in enumerate(CASES)]
 SMOOTH = [(Squared(), 2), (SquaredHinge(), 2), (Logistic(), 2), (Logistic(), 3)]
 
 
@@ -58,7 +59,7 @@ def lowest_zero_beta(program):
 def method(request, monkeypatch):
     """Solve in either of the two ways that the size of the data chooses between."""
     if request.param == "weights":
-        monkeypatch.setattr(gated, "_SMALL", 0)
+        monkeypatch.setattr(solver, "_SMALL", 0)
 
 
 @pytest.mark.parametrize(("loss", "n_classes"), CASES, ids=IDS)
@@ -73,7 +74,7 @@ def test_clarabel_agrees(loss, n_classes):
     assert found.objective == pytest.approx(gated_objective(program, found.U), rel=1e-12)
 
 
-@pytest.mark.parametrize(("loss", "n_classes"), SMOOTH, ids=str)
+@pytest.mark.parametrize(("loss", "n_classes"), SMOOTH, ids=name)
 @pytest.mark.usefixtures("method")
 def test_smooth_losses_to_high_accuracy_both_ways(loss, n_classes):
     program = nominal(loss, n_classes)
@@ -96,8 +97,9 @@ def test_every_recorded_bound_holds(loss, n_classes):
     assert found.lower_bound == max(row[3] for row in found.history)
 
 
-@pytest.mark.parametrize("ball", BALLS, ids=name)
-@pytest.mark.parametrize("loss", [Hinge(), Squared()], ids=name)
+@pytest.mark.parametrize(
+    ("loss", "ball"), list(zip([Hinge(), Squared()] * 3, BALLS, strict=True)), ids=name
+)
 def test_below_every_formulation(loss, ball):
     D = sample_patterns(small_data(loss.task)[0], 6, random_state=0)
     for formulation in FORMULATIONS:
@@ -156,8 +158,7 @@ def test_time_limit():
 
 
 class TestRelu:
-    @pytest.mark.parametrize("ball", [BALLS[1], BALLS[2], BALLS[5]], ids=name)
-    @pytest.mark.parametrize(("loss", "n_classes"), CASES, ids=IDS)
+    @pytest.mark.parametrize(("loss", "n_classes", "ball"), CASES_WITH_BALLS, ids=name)
     def test_better_than_the_trivial_network(self, loss, n_classes, ball):
         X, _ = small_data(loss.task, n_classes, 30)
         D = sample_patterns(X, 8, random_state=0)
@@ -181,7 +182,7 @@ class TestRelu:
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
-@pytest.mark.parametrize(("loss", "n_classes"), [CASES[0], CASES[3], CASES[8]], ids=str)
+@pytest.mark.parametrize(("loss", "n_classes"), [CASES[0], CASES[3], CASES[8]], ids=name)
 def test_relaxation_brackets_the_optimum(loss, n_classes, formulation):
     D = sample_patterns(small_data(loss.task, n_classes)[0], 6, random_state=0)
     program = small_program(loss, BALLS[2], formulation, n_classes=n_classes, D=D)

@@ -6,15 +6,25 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 
+from convexrobust.backends import numpy as numpy_backend
 from convexrobust.losses import Hinge, Logistic, Squared, SquaredHinge
 from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import FORMULATIONS
-from convexrobust.solvers import ConicSolver, interior_point
-from convexrobust.solvers.interior_point import InteriorPoint
+from convexrobust.solvers import ConicSolver
+from convexrobust.solvers.interior_point import InteriorPoint, solver, system
 from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
 
 NOMINAL = LpBall(2, 0.0)
+
+
+def pairwise(losses, balls):
+    """Return triples with a formulation in which any two values meet, given three of each."""
+    return [
+        (loss, ball, FORMULATIONS[(i + j) % 3])
+        for i, loss in enumerate(losses)
+        for j, ball in enumerate(balls)
+    ]
 
 
 def few_patterns(loss, n_classes=2, n=9, P=5):
@@ -38,16 +48,16 @@ def check_against_clarabel(program, rel=1e-6, **options):
     return solution
 
 
-@pytest.mark.parametrize("ball", [*BALLS, NOMINAL], ids=name)
-@pytest.mark.parametrize("loss", LOSSES, ids=name)
-@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize(
+    ("loss", "ball", "formulation"), pairwise(LOSSES, [*BALLS, NOMINAL]), ids=name
+)
 def test_agrees_with_clarabel(loss, ball, formulation):
     check_against_clarabel(small_program(loss, ball, formulation, D=few_patterns(loss)))
 
 
-@pytest.mark.parametrize("ball", [BALLS[1], BALLS[2]], ids=name)
-@pytest.mark.parametrize("loss", MARGIN_LOSSES, ids=name)
-@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize(
+    ("loss", "ball", "formulation"), pairwise(MARGIN_LOSSES, BALLS[1:4]), ids=name
+)
 def test_three_classes(loss, ball, formulation):
     D = few_patterns(loss, 3)
     check_against_clarabel(small_program(loss, ball, formulation, n_classes=3, D=D))
@@ -106,22 +116,24 @@ def test_stopping_early_warns_and_stays_valid(loss, formulation):
     with pytest.warns(ConvergenceWarning, match="InteriorPoint stopped .* after 2 iterations"):
         solution = InteriorPoint(max_iter=2).solve(program)
     assert solution.lower_bound <= optimum * (1 + 1e-9)
-    assert program.certified().objective(interior_point.numpy_backend, solution.V, solution.W) <= (
+    assert program.certified().objective(numpy_backend, solution.V, solution.W) <= (
         solution.objective + 1e-12
     )
     with pytest.warns(ConvergenceWarning, match="time limit"):
         InteriorPoint(time_limit=0.0).solve(program)
 
 
-@pytest.mark.parametrize("formulation", FORMULATIONS)
-@pytest.mark.parametrize("ball", [BALLS[2], BALLS[1], BALLS[5], NOMINAL], ids=name)
-@pytest.mark.parametrize("loss", [Hinge(), Squared()], ids=name)
+@pytest.mark.parametrize(
+    ("loss", "ball", "formulation"),
+    pairwise([Hinge(), Squared(), Logistic()], [BALLS[2], BALLS[1], BALLS[5], NOMINAL]),
+    ids=name,
+)
 def test_neurons_left_out_do_not_change_the_optimum(loss, ball, formulation, monkeypatch):
     """With few neurons in play at first, pricing finds all that matter and proves it."""
     program = small_program(loss, ball, formulation, D=few_patterns(loss, n=12, P=20), n=12)
     full = InteriorPoint().solve(program)
     for limit in ("_FEWEST", "_UNKNOWNS", "_NOMINAL_UNKNOWNS"):
-        monkeypatch.setattr(interior_point, limit, 6)
+        monkeypatch.setattr(solver, limit, 6)
     partial = InteriorPoint(max_iter=300).solve(program)
     assert partial.status == full.status == "optimal"
     assert partial.objective == pytest.approx(full.objective, rel=3e-6)
@@ -132,7 +144,7 @@ def test_neurons_left_out_do_not_change_the_optimum(loss, ball, formulation, mon
 def test_many_neurons_without_perturbation_take_the_factor_in_the_samples(loss, monkeypatch):
     program = small_program(loss, NOMINAL, "hard", D=few_patterns(loss, n=12, P=20), n=12)
     dense = InteriorPoint().solve(program)
-    monkeypatch.setattr(interior_point, "_SMALL", 0)
+    monkeypatch.setattr(system, "_SMALL", 0)
     check_against_clarabel(program, tol=1e-5, rel=1e-5)
     assert dense.status == "optimal"
 

@@ -5,9 +5,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import convexrobust
+from convexrobust.__main__ import main
 
 
 def test_import_loads_no_heavy_library():
@@ -33,3 +35,18 @@ def test_public_name_exists(name):
 def test_public_names_are_distinct_and_listed_by_dir():
     assert len(set(convexrobust.__all__)) == len(convexrobust.__all__)
     assert set(convexrobust.__all__) <= set(dir(convexrobust))
+
+
+@pytest.mark.parametrize("module", ["torch", "matplotlib"])
+def test_demo_without_an_extra_exits_with_the_remedy(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)  # importing it then fails
+    remedy = rf"the demo needs {module}: pip install 'convexrobust\[torch,plot\]'"
+    with pytest.raises(SystemExit, match=remedy):
+        main(["demo"])
+
+
+def test_network_without_torch_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    network = convexrobust.TwoLayerReLU(np.ones((3, 2)), np.ones((2, 1)))
+    with pytest.raises(ImportError, match=r"to_torch needs torch: .*convexrobust\[torch\]"):
+        network.to_torch()

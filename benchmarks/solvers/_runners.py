@@ -1,0 +1,167 @@
+"""One solver on one program, and what it took: to be run in a process of its own."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import resource
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from _programs import SMOKE_DATA, named
+from sklearn.exceptions import ConvergenceWarning
+
+from convexrobust import ConicSolver, TwoLayerReLU, patterns_of
+
+TOL = 1e-6  # certified gap
+ENDLESS = 10**9  # iterations: only the time limit or the gap ends a run
+FIRST_BUDGET, GROWTH = 100, 4
+
+
+@dataclass(frozen=True)
+class Runner:
+    """How to run a solver.
+
+    ``run(program, limit)`` returns rows (seconds, certified objective, cone violation) and the
+    certified lower bound. ``own_patterns`` tells that it trains a network, on whatever patterns its
+    gates then have.
+    """
+
+    run: Callable
+    objectives: tuple[str, ...] = ("soft hinge", "hard hinge", "nominal squared")
+    own_patterns: bool = False
+
+
+def conic(name, limit_option):
+    """Return the run of a conic solver, which is one point."""
+
+    def run(program, limit):
+        found = ConicSolver(name, **{limit_option: limit}).solve(program)
+        return [(found.seconds, found.objective, found.cone_violation)], found.lower_bound
+
+    return run
+
+
+def iterative(module, name, **options):
+    """Return the run of a solver with a history."""
+
+    def run(program, limit):
+        make = getattr(importlib.import_module(f"convexrobust.solvers.{module}"), name)
+        found = make(tol=TOL, max_iter=ENDLESS, time_limit=limit, **options).solve(program)
+        rows = [(row.seconds, row.objective, row.cone_violation) for row in found.history]
+        return rows, found.lower_bound
+
+    return run
+
+
+def networks(train):
+    """Return the run of ``train(program, budget)``, which has no history.
+
+    Budgets grow as far as the limit allows. Each is a run from the start and makes one point.
+    """
+
+    def run(program, limit):
+        rows, budget, spent, last = [], FIRST_BUDGET, 0.0, 0.0
+        while spent + GROWTH * last <= limit:
+            clock = time.perf_counter()
+            network = train(program, budget)
+            last = time.perf_counter() - clock
+            rows.append((last, objective_of(network, program), 0.0))
+            spent, budget = spent + last, GROWTH * budget
+        return rows, -np.inf
+
+    return run
+
+
+def objective_of(network, program) -> float:
+    """Return the certified objective of a network, on the patterns of its own gates."""
+    # Not on those of the program as well: an unused pattern would only cost memory.
+    none = np.zeros((len(program.X), 0), dtype=np.int8)
+    V, W, D = network.to_convex(program.X[:, :-1], none)
+    return replace(program, D=D, formulation="soft").solution(V, W).objective
+
+
+def adam(program, n_epochs):
+    from convexrobust.deep import train_two_layer
+
+    beta, loss = program.regularizer.beta, program.loss
+    return train_two_layer(program.X[:, :-1], program.y, beta=beta, loss=loss, n_epochs=n_epochs)
+
+
+def certified_descent(program, n_steps):
+    from convexrobust.solvers.seeding import train_certified
+
+    return train_certified(program, n_steps=n_steps)
+
+
+def pyscnn(program, max_iter):
+    """Train by pyscnn's augmented Lagrangian on the program's patterns, in float64."""
+    from scnn.metrics import Metrics
+    from scnn.models import ConvexReLU
+    from scnn.optimize import optimize_model
+    from scnn.regularizers import NeuronGL1
+    from scnn.solvers import AL
+
+    model = ConvexReLU(gates_of(program))
+    network, _ = optimize_model(
+        model,
+        AL(model, max_primal_iters=max_iter, tol=1e-8, constraint_tol=1e-8),
+        Metrics(metric_freq=ENDLESS),
+        program.X,
+        program.y.astype(np.float64),
+        regularizer=NeuronGL1(program.regularizer.beta),
+        unitize_data=False,
+        dtype="float64",
+    )
+    hidden, output = (np.asarray(weights, dtype=np.float64).T for weights in network.parameters)
+    return TwoLayerReLU(hidden, output)
+
+
+def gates_of(program):
+    """Return the gates that `sample_patterns` drew: of the all-active pattern, then Gaussian."""
+    d, P = program.X.shape[1], program.D.shape[1]
+    drawn = np.random.default_rng(0).standard_normal((P, d)).T
+    gates = np.column_stack([np.eye(d)[-1], drawn])[:, :P]
+    if not np.array_equal(patterns_of(program.X, gates), program.D):
+        raise RuntimeError("the patterns are not those of the first gates drawn")
+    return gates
+
+
+RUNNERS = {
+    "Clarabel": Runner(conic("CLARABEL", "time_limit")),
+    "SCS": Runner(conic("SCS", "time_limit_secs")),
+    "InteriorPoint": Runner(iterative("interior_point", "InteriorPoint")),
+    "ADMM": Runner(iterative("admm", "ADMM")),
+    "ProjectedGradient": Runner(
+        iterative("projected_gradient", "ProjectedGradient", dtype="float64")
+    ),
+    "train_certified*": Runner(networks(certified_descent), ("soft hinge",), own_patterns=True),
+    "Adam*": Runner(networks(adam), ("nominal squared",), own_patterns=True),
+    "pyscnn*": Runner(networks(pyscnn), ("nominal squared",), own_patterns=True),
+}
+
+
+def measure(solver, program_name, limit):
+    """Return (rows, lower bound, wall seconds, CPU seconds, MiB above the memory before)."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    runner, program = RUNNERS[solver], named(program_name)
+    warm_up(runner, program_name.split(", ")[1])
+    before, wall, cpu = peak_memory(), time.perf_counter(), time.process_time()
+    rows, bound = runner.run(program, limit)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return rows, bound, wall, cpu, peak_memory() - before
+
+
+def warm_up(runner, objective):
+    """Solve a tiny program of that objective, so that no solver is charged for imports."""
+    (tiny,) = SMOKE_DATA
+    runner.run(named(f"{tiny}, {objective}"), 1.0)
+
+
+def peak_memory() -> float:
+    """Return the largest memory that this process has had so far, in MiB (Linux counts KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0

@@ -1,0 +1,230 @@
+"""All solvers on the same programs: seconds to certified gaps, memory, speed-up over Clarabel.
+
+    python benchmarks/solvers/convergence.py [--smoke] [--limit SECONDS] [--only WORD]
+        [--json FILE] [--plot FILE]
+
+Programs: robust hinge, soft at l-inf epsilon 0.1 and hard at 0.05, beta 1e-3; nominal hard squared
+loss, beta = 1 % of the smallest beta with a zero optimum. Each solver runs in a fresh process on
+one thread, after a tiny program that all imports are charged to. Iterative solvers stop at a
+certified gap of 1e-6 or at the limit.
+
+All objectives are the certified ones in float64. An iterate counts if its cone violation is at most
+1e-4, as outside the cones an objective may be below their optimum. The best value of a program is
+the smallest objective that counts, and at least the largest certified lower bound. Conic solvers
+have one point, their answer. Networks (marked *) have one point for each of several budgets, every
+run from the start. Their value is that on the patterns of their own gates, so that they do not set
+the best value and may end below it. pyscnn trains on the given patterns, and its network leaves
+them where it violates the cones; train_certified and Adam choose freely: another problem.
+
+Columns: seconds until the objective is within 1e-2, 1e-3, 1e-6 of the best value; seconds in all
+and CPU seconds (fewer where other jobs share the machine, so that wall times are too long); for
+the best iterate that counts (else the last) its distance from the best value, its certified gap
+and its cone violation; peak memory above that of the process before the solve.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+from dataclasses import asdict, dataclass
+from operator import itemgetter
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is imported, here and in the children
+
+import numpy as np
+from _programs import DATA, OBJECTIVES, SMOKE_DATA
+from _runners import RUNNERS, measure
+
+LEVELS = (1e-2, 1e-3, 1e-6)
+FEASIBLE = 1e-4
+GRACE = 60.0  # seconds, and once more the limit, after which a process is stopped
+
+
+@dataclass
+class Run:
+    """What one solver did on one program; rows of the history: seconds, objective, violation."""
+
+    program: str
+    solver: str
+    history: list
+    lower_bound: float
+    seconds: float
+    cpu_seconds: float
+    memory: float
+    best: float = np.nan
+
+    def first(self, level) -> float:
+        """Return the seconds to a relative distance from the best value, inf if not reached."""
+        target = self.best + level * abs(self.best)
+        reached = (s for s, value, violation in self.history if counts(value, violation, target))
+        return min(reached, default=np.inf)
+
+    @property
+    def final(self) -> tuple:
+        """The row of the best iterate that counts, of the last one if none does."""
+        rows = [row for row in self.history if counts(*row[1:])]
+        return min(rows, key=itemgetter(1), default=self.history[-1])
+
+    @property
+    def objective(self) -> float:
+        return self.final[1]
+
+    @property
+    def violation(self) -> float:
+        return self.final[2]
+
+    @property
+    def above_best(self) -> float:
+        return (self.objective - self.best) / abs(self.best)
+
+    @property
+    def gap(self) -> float:
+        return (self.objective - self.lower_bound) / abs(self.objective)
+
+
+def counts(value, violation, target=np.inf):
+    return violation <= FEASIBLE and value <= target
+
+
+def run_alone(solver, program, limit) -> Run:
+    """Run a solver in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        result = pool.apply_async(measure, (solver, program, limit)).get(2.0 * limit + GRACE)
+        pool.close()
+        pool.join()  # lets the process clean up, as leaving the block would not
+    return Run(program, solver, *result)
+
+
+def run_all(program, limit) -> list[Run]:
+    """Return the runs of all solvers of a program that succeed; say why others do not."""
+    runs, objective = [], program.split(", ")[1]
+    for solver, runner in RUNNERS.items():
+        if objective not in runner.objectives:
+            continue
+        try:
+            runs.append(run_alone(solver, program, limit))
+        except ImportError as error:
+            print(f"  {solver} is left out: {error}", flush=True)
+        except multiprocessing.TimeoutError:
+            print(f"  {solver} was stopped: it did not mind its time limit", flush=True)
+        except Exception as error:  # one solver that fails is a result, and no reason to end
+            print(f"  {solver} failed: {type(error).__name__}: {error}", flush=True)
+    set_best(runs)
+    return runs
+
+
+def set_best(runs):
+    """Set the best value of the program that all runs are of."""
+    convex = [run for run in runs if not RUNNERS[run.solver].own_patterns]
+    values = [v for run in convex for _, v, violation in run.history if counts(v, violation)]
+    bound = max((run.lower_bound for run in convex), default=-np.inf)
+    for run in runs:
+        run.best = max(min(values, default=np.inf), bound)
+
+
+def print_table(runs):
+    """Print one line for each run of a program."""
+    print(f"{runs[0].program}: best value {text(runs[0].best, '.9g')}")
+    to = "".join(f"{f's to {level:.0e}':>11}" for level in LEVELS)
+    print(f"  {'solver':<18}{to}{'s in all':>9}{'CPU s':>8}", end="")
+    print(f"{'above best':>12}{'gap':>9}{'cones':>9}{'MiB':>7}")
+    for run in runs:
+        to = "".join(f"{text(run.first(level)):>11}" for level in LEVELS)
+        print(f"  {run.solver:<18}{to}{run.seconds:9.2f}{run.cpu_seconds:8.2f}", end="")
+        print(f"{run.above_best:12.1e}{text(run.gap, '.1e'):>9}{run.violation:9.1e}", end="")
+        print(f"{run.memory:7.0f}", flush=True)
+
+
+def text(number, form=".2f") -> str:
+    return format(number, form) if np.isfinite(number) else "-"
+
+
+def print_speedups(runs):
+    """Print how many times faster than Clarabel each solver reaches the first two levels."""
+    print("\nSpeed-up over Clarabel, to 1e-2 and 1e-3 (-: not reached by one of the two;")
+    print("*: a network, whose patterns may differ: not quite, or not at all, the same problem)")
+    solvers = [s for s in RUNNERS if s != "Clarabel" and any(run.solver == s for run in runs)]
+    print(f"{'':<46}" + "".join(f"{solver:>19}" for solver in solvers))
+    for program in dict.fromkeys(run.program for run in runs):
+        of = {run.solver: run for run in runs if run.program == program}
+        print(f"{program:<46}" + "".join(f"{speedups(of, s):>19}" for s in solvers))
+
+
+def speedups(of, solver) -> str:
+    if solver not in of or "Clarabel" not in of:
+        return "-"
+    ratios = (speedup(of["Clarabel"].first(lv), of[solver].first(lv)) for lv in LEVELS[:2])
+    return "  ".join(f"{text(ratio, '.1f'):>6}" for ratio in ratios)
+
+
+def speedup(reference, seconds) -> float:
+    return reference / seconds if np.isfinite(reference) and np.isfinite(seconds) else np.nan
+
+
+def write_json(runs, path):
+    """Write a row for each run, what is not finite as null."""
+    rows = [
+        asdict(run)
+        | {name: getattr(run, name) for name in ("objective", "violation", "gap", "above_best")}
+        | {f"seconds_to_{level:.0e}": run.first(level) for level in LEVELS}
+        for run in runs
+    ]
+    for row in rows:
+        row.update({k: None for k, v in row.items() if isinstance(v, float) and not np.isfinite(v)})
+    Path(path).write_text(json.dumps(rows, indent=1))
+
+
+def plot(runs, path):
+    """Draw the best objective so far above the best value, one panel a program."""
+    from matplotlib.figure import Figure
+
+    programs = list(dict.fromkeys(run.program for run in runs))
+    n_columns = min(3, len(programs))
+    shape = (-(-len(programs) // n_columns), n_columns)
+    figure = Figure(figsize=(4.5 * shape[1], 3.5 * shape[0]), layout="constrained")
+    panels = figure.subplots(*shape, squeeze=False).ravel()
+    for panel, program in zip(panels, programs, strict=False):
+        panel.set(xscale="log", yscale="log", title=program, xlabel="seconds")
+        panel.set_ylabel("relative distance from the best value")
+        for i, solver in enumerate(RUNNERS):
+            for run in runs:
+                if (run.program, run.solver) == (program, solver):
+                    panel.plot(*curve(run), f"C{i}.-", drawstyle="steps-post", label=solver)
+        panel.legend(fontsize="x-small")
+    for panel in panels[len(programs) :]:
+        panel.remove()
+    figure.savefig(path)
+
+
+def curve(run):
+    """Return seconds and the smallest relative distance so far; 1e-9 stands for less, or below."""
+    rows = sorted((s, value) for s, value, violation in run.history if counts(value, violation))
+    lowest = np.minimum.accumulate([value for _, value in rows])
+    return [s for s, _ in rows], np.maximum((lowest - run.best) / abs(run.best), 1e-9)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="a tiny size, in seconds")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds for each solver")
+    parser.add_argument("--only", default="", help="a word of the name of the program")
+    parser.add_argument("--json", help="file to write the rows to")
+    parser.add_argument("--plot", help="file to draw the curves to")
+    arguments = parser.parse_args()
+    limit = min(arguments.limit, 2.0) if arguments.smoke else arguments.limit
+    runs = []
+    for data in SMOKE_DATA if arguments.smoke else DATA:
+        for program in (f"{data}, {objective}" for objective in OBJECTIVES):
+            if arguments.only in program and (found := run_all(program, limit)):
+                print_table(found)
+                runs += found
+    print_speedups(runs)
+    if arguments.json:
+        write_json(runs, arguments.json)
+    if arguments.plot:
+        plot(runs, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+r"""Regularisation paths: one model for each weight decay and radius, each started from the last.
+
+The patterns are sampled once, and so are the data checked. The programs of a path differ only in
+beta and epsilon, so that solvers can keep what they have compiled or factorised.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+from sklearn.base import clone
+
+from convexrobust.duality import Multipliers, _largest_residual
+from convexrobust.estimators.base import ConvexRobustEstimator
+from convexrobust.program import ConvexProgram, Solution
+from convexrobust.regularizers import GroupLasso
+from convexrobust.solvers import Solver
+from convexrobust.solvers.pricing import best_cone_multipliers
+
+_N_BETAS = 8
+_SMALLEST_SHARE = 1e-3  # of the largest beta, in the default grid
+
+
+@dataclass(frozen=True, eq=False)
+class RegularizationPath:
+    """What `regularization_path` returns; every array has shape (n_epsilons, n_betas).
+
+    Attributes
+    ----------
+    betas : ndarray of shape (n_betas,)
+        Weight decays, from large to small.
+    epsilons : ndarray of shape (n_epsilons,)
+        Largest radii of any feature, from small to large.
+    objectives, lower_bounds : ndarray
+        Worst-case objectives, and lower bounds on their optima over the patterns used.
+    penalties : ndarray
+        The sums of the neurons' lengths, which beta multiplies in the objectives.
+    n_neurons : ndarray of int
+        Hidden neurons.
+    seconds : ndarray
+        Wall time of each fit; the first of an epsilon may include compiling the problem.
+    estimators : list of list of estimator
+        The fitted estimators, ``estimators[i][j]`` for ``epsilons[i]`` and ``betas[j]``.
+    """
+
+    betas: np.ndarray
+    epsilons: np.ndarray
+    objectives: np.ndarray
+    lower_bounds: np.ndarray
+    penalties: np.ndarray
+    n_neurons: np.ndarray
+    seconds: np.ndarray
+    estimators: list[list[ConvexRobustEstimator]]
+
+    def plot(self, ax=None):
+        """Draw the objectives with the bands down to their lower bounds, and the neurons (dashed).
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        matplotlib Axes
+            With the objectives. The numbers of neurons are on a second axis at the right.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+        """
+        if ax is None:
+            ax = _new_axes()
+        neurons = ax.twinx()
+        for i, epsilon in enumerate(self.epsilons):
+            (line,) = ax.plot(self.betas, self.objectives[i], label=f"epsilon = {epsilon:g}")
+            color = line.get_color()
+            ax.fill_between(
+                self.betas, self.lower_bounds[i], self.objectives[i], color=color, alpha=0.3
+            )
+            neurons.plot(self.betas, self.n_neurons[i], "--", color=color)
+        ax.set(xscale="log", xlabel="beta", ylabel="worst-case objective")
+        neurons.set_ylabel("neurons (dashed)")
+        ax.legend()
+        return ax
+
+
+def regularization_path(
+    estimator, X, y, *, betas=None, epsilons=None, sample_weight=None
+) -> RegularizationPath:
+    """Fit an estimator for every beta and epsilon, each from the solution of the last.
+
+    Parameters
+    ----------
+    estimator : ConvexRobustClassifier or ConvexRobustRegressor
+        Its other parameters hold for the whole path. It is not changed.
+    X, y : array-like
+        Data, as for its ``fit``.
+    betas : array-like, optional
+        Weight decays. Default: 8 in geometric progression, from `largest_beta` of the smallest
+        epsilon to 1e-3 of it.
+    epsilons : array-like, optional
+        Radii; of an estimator with one epsilon per feature, the largest one, the others in
+        proportion. Default: that of the estimator.
+    sample_weight : array-like of shape (n,), optional
+        Weights.
+
+    Returns
+    -------
+    RegularizationPath
+        Sorted, and without repeated values.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that cannot be, naming them.
+    SolverError
+        If the solver fails.
+
+    Notes
+    -----
+    All fits use the same patterns, sampled for the smallest epsilon and largest beta, and those
+    that the solver has added before. That a network is constant is expected at the start of a path
+    and not warned of.
+    """
+    _check_estimator(estimator)
+    ball = estimator._ball()
+    epsilons = np.array([ball.radius]) if epsilons is None else _grid("epsilons", epsilons)
+    smallest = ball.scaled_to(epsilons[0]).epsilon
+    template, programs = _prepared(estimator, X, y, smallest, sample_weight)
+    betas = _default_betas(programs) if betas is None else _grid("betas", betas)[::-1]
+    chains = [_Chain(program, _solver_of(estimator, program)) for program in programs]
+    fits = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The fitted network is constant")
+        for epsilon in epsilons:
+            for chain in chains:
+                chain.rewind()
+            epsilon = ball.scaled_to(epsilon).epsilon
+            fits.append([_fitted(template, estimator, chains, epsilon, beta) for beta in betas])
+    return _collected(betas, epsilons, fits)
+
+
+def largest_beta(program: ConvexProgram) -> float:
+    r"""Return a beta from which on the zero network is optimal.
+
+    At the zero network the gradient of the loss gives the multipliers of the margins. The best
+    multipliers of the cone rows to go with them leave residuals, see
+    `convexrobust.solvers.pricing`: the zero network is optimal once beta is the largest of them.
+
+    Parameters
+    ----------
+    program : ConvexProgram
+        The program; its own beta does not matter.
+
+    Returns
+    -------
+    float
+        The smallest such beta, to a relative accuracy of 1e-6, if epsilon = 0 and the loss is
+        differentiable at the zero network. Else an upper bound of it: one subgradient is tried
+        where there are several (the hinge with three classes), and perturbations of the slopes,
+        which could shorten the residuals, are not.
+    """
+    copies = np.bincount(program.samples)[program.samples]
+    weight = (program.weight[program.samples] / copies)[:, None]
+    margins = weight * program.loss.multipliers(program.margin_map.offsets)
+    P = program.D.shape[1]
+    zeros = [[np.zeros((len(r), P)) for r in rows] for rows in (program.rows_v, program.rows_w)]
+    point = best_cone_multipliers(program, Multipliers(margins, {}, *zeros))
+    return _largest_residual(program, point)
+
+
+class _Recorder:
+    """A solver that keeps the programs it is given and answers with the zero network."""
+
+    def __init__(self):
+        self.programs: list[ConvexProgram] = []
+
+    def solve(self, program, start=None) -> Solution:
+        self.programs.append(program)
+        return program.solution(np.zeros(program.shape), np.zeros(program.shape))
+
+
+class _Chain:
+    """The programs of one output along the path, and the solver that keeps what they share.
+
+    Every output of one-versus-rest has a chain, because solvers keep one problem only.
+    """
+
+    def __init__(self, program: ConvexProgram, solver: Solver):
+        self.program = program
+        self.solver = solver
+        self.first: Solution | None = None  # of the present epsilon
+        self.last: Solution | None = None
+
+    def rewind(self):
+        """Go back to the first solution, whose beta is that of the next one."""
+        self.last, self.first = self.first, None
+
+    def next(self, ball, beta) -> ConvexProgram:
+        """Return the program of another point of the path."""
+        return replace(self.program, perturbation=ball, regularizer=GroupLasso(beta))
+
+    def solve(self, program: ConvexProgram) -> Solution:
+        """Solve a program of the chain from the last solution; keep it and its patterns."""
+        found = self.solver.solve(program, self.last)
+        self.first, self.last = self.first or found, found
+        if found.D is not None:
+            self.program = replace(program, D=np.unique(np.hstack([program.D, found.D]), axis=1))
+        return found
+
+
+class _Relay:
+    """The solver of an estimator on the path: passes each program to its chain."""
+
+    def __init__(self, chains):
+        self._next = itertools.cycle(chains)
+
+    def solve(self, program, start=None) -> Solution:
+        return next(self._next).solve(program)
+
+
+def _check_estimator(estimator):
+    if not isinstance(estimator, ConvexRobustEstimator):
+        raise TypeError(
+            "estimator must be a ConvexRobustClassifier or ConvexRobustRegressor, got "
+            f"{type(estimator).__name__}."
+        )
+    if estimator.formulation == "exchange":
+        raise ValueError(
+            "estimator must have one program for the whole path, but formulation='exchange' makes "
+            "its own rows for every epsilon and beta; use formulation='soft'."
+        )
+
+
+def _prepared(estimator, X, y, epsilon, sample_weight):
+    """Return a copy of the estimator that knows the data, and the programs of its outputs."""
+    recorder = _Recorder()
+    # A warm start would be one from the recorder's zero network.
+    template = clone(estimator).set_params(epsilon=epsilon, solver=recorder, warm_start=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The fitted network is constant")
+        template.fit(X, y, sample_weight=sample_weight)
+    return template, recorder.programs
+
+
+def _solver_of(estimator, program) -> Solver:
+    """Return a solver of the program that keeps nothing for others."""
+    if estimator.solver is None:
+        return estimator._default_solver(program)
+    return copy.deepcopy(estimator.solver)
+
+
+def _fitted(template, estimator, chains, epsilon, beta):
+    """Return a copy of the template, fitted for one epsilon and beta, and the seconds it took."""
+    clock = time.perf_counter()
+    model = copy.copy(template).set_params(epsilon=epsilon, beta=float(beta), solver=_Relay(chains))
+    programs = [chain.next(model._ball(), model.beta) for chain in chains]
+    model._learn(programs, offset=template.network_.offset)
+    model.set_params(solver=estimator.solver, warm_start=estimator.warm_start)
+    model.solver_ = chains[0].solver
+    return model, time.perf_counter() - clock
+
+
+def _default_betas(programs) -> np.ndarray:
+    largest = max(largest_beta(program) for program in programs)
+    if largest == 0.0:
+        raise ValueError(
+            "betas has no default for these data: the zero network is optimal for every beta."
+        )
+    return np.geomspace(largest, _SMALLEST_SHARE * largest, _N_BETAS)
+
+
+def _grid(name, values) -> np.ndarray:
+    """Return distinct values in ascending order, or say which argument is wrong."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values) & (values >= 0.0)):
+        raise ValueError(f"{name} must be a list of finite numbers >= 0, got {values!r}.")
+    return np.unique(values)
+
+
+def _collected(betas, epsilons, fits) -> RegularizationPath:
+    def table(value):
+        return np.array([[value(model) for model, _ in row] for row in fits])
+
+    def length(model):
+        return sum(np.linalg.norm(U, axis=1).sum() for U in (model.solution_.V, model.solution_.W))
+
+    return RegularizationPath(
+        betas=betas,
+        epsilons=epsilons,
+        objectives=table(lambda model: model.objective_),
+        lower_bounds=table(lambda model: model.lower_bound_),
+        penalties=table(length),
+        n_neurons=table(lambda model: model.network_.n_neurons),
+        seconds=np.array([[seconds for _, seconds in row] for row in fits]),
+        estimators=[[model for model, _ in row] for row in fits],
+    )
+
+
+def _new_axes():
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("plot needs matplotlib: pip install 'convexrobust[plot]'.") from error
+    return plt.subplots()[1]

@@ -1,0 +1,271 @@
+"""The exchange method: solve, attack, price, extend the copies and patterns, and again."""
+
+from __future__ import annotations
+
+import time
+import warnings
+
+import numpy as np
+
+from convexrobust.exchange.cells import Priced, price_cells
+from convexrobust.exchange.copies import Copies
+from convexrobust.exchange.inner_maximum import (
+    Attack,
+    exact_attack,
+    losses_at,
+    neuron_columns,
+    pgd_attack,
+)
+from convexrobust.exchange.solution import ExchangeSolution, Round
+from convexrobust.network import TwoLayerReLU
+from convexrobust.program import ConvexProgram, Progress, Solution
+from convexrobust.solvers import ConicSolver, Solver
+from convexrobust.solvers.monitor import ConvergenceWarning, warn_early
+
+_INNER = ("exact", "attack")
+_PATTERNS = ("all", "grow", "fixed")
+_WORSE = 0.1  # times tol: the relative rise of a loss from which a point becomes a copy
+
+
+class Exchange:
+    r"""Train against the worst perturbations of finitely many networks, until no worse is found.
+
+    Parameters
+    ----------
+    solver : Solver, optional
+        Solves the restricted programs, which have ``copy_of`` and epsilon 0. By default
+        `ConicSolver`; another one has to be more accurate than ``tol``, and to return multipliers
+        with ``patterns="all"``.
+    inner : {"exact", "attack"}
+        How worst perturbations are found: by `exact_margins` (small problems), or by `pgd`.
+    patterns : {"all", "grow", "fixed"}
+        "all" prices every cell of the copies, for a bound on all networks: a few features only.
+        "grow" adds the patterns that the neurons have at the copies. "fixed" keeps the gates of
+        the given patterns. Those of a pattern are found by a linear program.
+    tol : float
+        Relative width of the bracket that is good enough.
+    max_rounds : int
+        Most rounds.
+    n_copies : int
+        Most copies of a sample; those with the smallest loss go first.
+    most_cells : int
+        Largest number of cells to price in a round, for ``patterns="all"``.
+    time_limit : float, optional
+        Seconds after which no new round begins.
+    random_state : None, int or numpy.random.Generator
+        For the random starts of the attack.
+
+    Notes
+    -----
+    ``objective`` is always an upper bound on the worst-case objective of the network returned: its
+    exact worst case, or the interval of its own gates (as `margin_bounds`) with ``inner="attack"``.
+    For the logistic loss of several classes it takes the worst cases of the rivals separately, so
+    that the bracket need not close; nor where `exact_margins` leaves samples open, as in l2 with
+    more than 12 neurons of one sign that change state.
+
+    With ``patterns="all"`` ``lower_bound`` holds for every two-layer network of any width (with
+    hidden biases if ``intercept``, no output bias, and neurons of one output each), whatever the
+    inner search: ``lower_bound_scope`` is "all patterns". It rests on enumerating the cells of the
+    copies in floating point. Otherwise it is "patterns": ``lower_bound`` then holds for the network
+    returned and for the networks whose neurons have, at the copies of the last round, the patterns
+    of ``restricted``. Other networks may do better.
+
+    The status is "optimal" where the bracket is proven to be closed, and "no worse point" where the
+    inner search found nothing to add and the patterns brought nothing more: a local result.
+    """
+
+    def __init__(
+        self,
+        *,
+        solver: Solver | None = None,
+        inner="exact",
+        patterns="all",
+        tol=1e-3,
+        max_rounds=50,
+        n_copies=10,
+        most_cells=100_000,
+        time_limit=None,
+        random_state=0,
+    ):
+        _check_one_of("inner", inner, _INNER)
+        _check_one_of("patterns", patterns, _PATTERNS)
+        if max_rounds < 1 or n_copies < 1:
+            raise ValueError(f"max_rounds={max_rounds} and n_copies={n_copies} must be at least 1.")
+        self.solver = solver
+        self.inner = inner
+        self.patterns = patterns
+        self.tol = tol
+        self.max_rounds = max_rounds
+        self.n_copies = n_copies
+        self.most_cells = most_cells
+        self.time_limit = time_limit
+        self.random_state = random_state
+
+    def solve(self, program: ConvexProgram, start: Solution | None = None) -> ExchangeSolution:
+        """Train against the perturbations of the program.
+
+        Parameters
+        ----------
+        program : ConvexProgram
+            Data, loss, beta and threat model, with patterns to begin with. Its formulation is that
+            of the restricted programs, except that ``patterns="all"`` takes "one-sided": over all
+            patterns they have one optimum, and that is the fastest.
+        start : Solution, optional
+            A network whose worst points are the first copies.
+
+        Returns
+        -------
+        ExchangeSolution
+            The best network with its bracket.
+
+        Raises
+        ------
+        ValueError
+            If the program has copies already, or the copies have more than ``most_cells`` cells.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If it stops at ``max_rounds`` or ``time_limit``.
+        """
+        if program.copy_of is not None:
+            raise ValueError("program has copy_of already: give the samples, exchange copies them.")
+        return _Run(self, program).solution(start)
+
+
+class _Run:
+    """One call of `Exchange.solve`."""
+
+    def __init__(self, options: Exchange, program: ConvexProgram):
+        self.options, self.program = options, program
+        self.clock = time.perf_counter()
+        self.rng = np.random.default_rng(options.random_state)
+        self.copies = Copies(program)
+        self.solver = ConicSolver() if options.solver is None else options.solver
+        self.rounds: list[Round] = []
+        self.solver_seconds, self.lower_bound, self.value = 0.0, -np.inf, np.inf
+        self.network: TwoLayerReLU  # the best, of this value
+        self.attack: Attack
+
+    @property
+    def seconds(self) -> float:
+        """Wall time since the start."""
+        return time.perf_counter() - self.clock
+
+    def solution(self, start) -> ExchangeSolution:
+        """Run rounds until there is a reason to stop."""
+        if start is not None:
+            network = TwoLayerReLU.from_solution(start, intercept=self.program.intercept)
+            self._extend(network, self._attacked(network))
+        status = "round limit"
+        for _ in range(self.options.max_rounds):
+            if reason := self._round():
+                status = reason
+                break
+        found = self._found(status)
+        if status in ("round limit", "time limit"):
+            warn_early(found)
+        return found
+
+    def _round(self) -> str | None:
+        """Solve, attack and price; return why to stop, or extend the copies and patterns."""
+        every, exact = self.options.patterns == "all", self.options.inner == "exact"
+        solved = self._solved("one-sided" if every else self.program.formulation)
+        network = TwoLayerReLU.from_solution(solved, intercept=self.program.intercept)
+        attack = self._attacked(network)
+        priced = self._priced(solved) if every else None
+        bound = solved.lower_bound if priced is None else priced.lower_bound
+        self.lower_bound = max(bound, self.lower_bound) if every else bound
+        self._record(solved, attack, bound)
+        value = attack.objective if exact else attack.attacked_objective
+        if value < self.value:
+            self.value, self.network, self.attack = value, network, attack
+        if reason := self._reason(attack, solved):
+            return reason
+        self.copies.refresh(solved, grow=self.options.patterns != "fixed")
+        if priced is not None:
+            self.copies.add_patterns(priced.D, priced.gates)
+        self._extend(network, attack)
+        return None
+
+    def _solved(self, formulation) -> Solution:
+        """Solve the restricted program; what is left open counts in the end, not here."""
+        self.restricted = self.copies.program(self.program, formulation)
+        start = Solution(self.copies.V, self.copies.W, np.inf) if self.rounds else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            solved = self.solver.solve(self.restricted, start)
+        self.solver_seconds += solved.solver_seconds
+        return solved
+
+    def _attacked(self, network) -> Attack:
+        if self.options.inner == "exact":
+            return exact_attack(self.program, network)
+        return pgd_attack(self.program, network, self.rng)
+
+    def _priced(self, solved) -> Priced:
+        if solved.multipliers is None:
+            raise ValueError(
+                f'patterns="all" needs multipliers, and solver {solved.solver!r} returned none: '
+                "use ConicSolver()."
+            )
+        return price_cells(self.restricted, solved.multipliers.margins, self.options.most_cells)
+
+    def _extend(self, network, attack):
+        options = self.options
+        losses = losses_at(self.program, network, attack.points, attack.samples)
+        present = self.copies.worst_losses(self.program, network)[attack.samples]
+        new = losses > present + _WORSE * options.tol * (1.0 + np.abs(losses))
+        self.copies.add_points(
+            attack.points[new], attack.samples[new], both_sides=options.patterns != "fixed"
+        )
+        self.copies.trim(self.program, network, options.n_copies)
+
+    def _record(self, solved, attack, bound):
+        n_copies, n_patterns = self.restricted.D.shape
+        values = attack.objective, bound, attack.attacked_objective, solved.objective
+        row = (len(self.rounds) + 1, self.seconds, *values, n_copies, n_patterns)
+        self.rounds.append(Round(*row))
+
+    def _reason(self, attack, solved) -> str | None:
+        """Return why to stop after this round, if there is a reason."""
+        tol, every = self.options.tol, self.options.patterns == "all"
+        certified, found = self.attack.objective, attack.attacked_objective
+        if every and certified - self.lower_bound <= tol * certified:
+            return "optimal"
+        falling = self.options.patterns == "grow" and (
+            len(self.rounds) == 1
+            or self.rounds[-2].restricted_objective > (1.0 + tol) * solved.objective
+        )
+        # Where the exact inner search leaves a little open, a bracket of tol gets its chance first.
+        floor, wide = (self.lower_bound, tol / 2.0) if every else (solved.objective, tol)
+        if found - floor <= wide * found and not falling:
+            return "no worse point"
+        late = self.options.time_limit is not None and self.seconds > self.options.time_limit
+        return "time limit" if late else None
+
+    def _found(self, status) -> ExchangeSolution:
+        attack, every = self.attack, self.options.patterns == "all"
+        V, W = neuron_columns(self.network)
+        return ExchangeSolution(
+            V,
+            W,
+            attack.objective,
+            lower_bound=self.lower_bound if every else min(self.lower_bound, attack.objective),
+            status=status,
+            solver=f"Exchange({type(self.solver).__name__})",
+            n_iter=len(self.rounds),
+            seconds=self.seconds,
+            solver_seconds=self.solver_seconds,
+            lower_bound_scope="all patterns" if every else "patterns",
+            history=tuple(Progress(*row[:4], 0.0) for row in self.rounds),
+            network=self.network,
+            attacked_objective=attack.attacked_objective,
+            restricted=self.restricted,
+            rounds=tuple(self.rounds),
+        )
+
+
+def _check_one_of(name, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")

@@ -1,0 +1,44 @@
+"""The lower bound that the derivative of the loss at any outputs gives."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from convexrobust.program import ConvexProgram
+
+_EPS = np.finfo(float).eps
+_LARGEST_SCALE = 1e6  # of the multipliers, where nothing else limits it
+
+
+def lower_bound(program: ConvexProgram, a, longest: float, size: float) -> float:
+    """Return a valid lower bound from multipliers a (n, E) with residuals at most ``longest``.
+
+    ``size`` bounds what the sizes of the terms of a residual sum up to, for the rounding in it.
+    """
+    used = program.weight > 0.0
+    residual = longest + (len(program.X) + a.shape[1] + 8) * _EPS * size
+    a, weight, offsets = a[used], program.weight[used], program.margin_map.offsets[used]
+    limit = _largest_scale(program, a, weight, residual)
+
+    def dual(t):
+        conjugate = weight * program.loss.conjugate(t * a / weight[:, None])
+        linear = t * np.sum(a * offsets, axis=1)
+        terms = np.abs(conjugate) + t * np.sum(a * (1.0 + np.abs(offsets)), axis=1)
+        return float(-np.sum(linear + conjugate) - (len(weight) + 16) * _EPS * np.sum(terms))
+
+    if not limit > 0.0:
+        return dual(0.0)
+    inside = minimize_scalar(lambda t: -dual(t), bounds=(0.0, limit), method="bounded").x
+    return max(dual(0.0), dual(inside), dual(limit))
+
+
+def _largest_scale(program, a, weight, residual):
+    """Return the largest t for which t a is feasible."""
+    limit = _LARGEST_SCALE
+    if not residual * limit <= program.regularizer.beta:
+        limit = program.regularizer.beta / residual if np.isfinite(residual) else 0.0
+    heaviest = np.max(a.sum(axis=1) / weight)
+    if heaviest > 0.0:
+        limit = min(limit, program.loss.largest_multiplier / heaviest)
+    return limit * (1.0 - 1e-12)

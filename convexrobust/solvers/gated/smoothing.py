@@ -1,0 +1,142 @@
+"""The mean loss, its kinks rounded by a softmax that can be made sharper."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from convexrobust.backends import torch as torch_backend
+from convexrobust.losses import (
+    Absolute,
+    EpsilonInsensitive,
+    Hinge,
+    Logistic,
+    Squared,
+    SquaredHinge,
+)
+from convexrobust.program import ConvexProgram
+
+
+class _Pieces(NamedTuple):
+    """A loss scale * t^power of the largest t of the pieces shift - m_e, and 0 if ``zero``."""
+
+    shift: float
+    zero: bool
+    power: int
+    scale: float
+
+
+def _pieces(loss) -> _Pieces:
+    """Return how a loss is made of its margins."""
+    table = {
+        Hinge: _Pieces(1.0, True, 1, 1.0),
+        SquaredHinge: _Pieces(1.0, True, 2, 1.0),
+        Logistic: _Pieces(0.0, True, 1, 1.0),  # whose largest t is a soft one
+        Squared: _Pieces(0.0, False, 2, 0.5),
+        Absolute: _Pieces(0.0, False, 1, 1.0),
+        EpsilonInsensitive: _Pieces(-getattr(loss, "tube", 0.0), True, 1, 1.0),
+    }
+    if type(loss) not in table:
+        raise TypeError(
+            f"the gated program cannot smooth the loss {loss!r}; use one of "
+            f"{', '.join(known.__name__ for known in table)}, or the conic solver."
+        )
+    return table[type(loss)]
+
+
+class SmoothLoss:
+    """The mean loss of the outputs (n, C) in float64, its kinks rounded by a softmax where needed.
+
+    The largest t of the pieces becomes softness * log(sum_e exp(t_e / softness)). The shares of the
+    pieces in it are multipliers that the dual allows, at every softness: all bounds stay valid.
+    """
+
+    def __init__(self, program: ConvexProgram, device):
+        self.program = program
+        self.pieces = _pieces(program.loss)
+        self.directions = torch.tensor(program.margin_map.directions, device=device)
+        self.offsets = torch.tensor(program.margin_map.offsets, device=device)
+        self.weight = torch.tensor(program.weight, device=device)
+        self.inverse = torch.linalg.pinv(self.directions)  # from margins to outputs
+        logistic = isinstance(program.loss, Logistic)
+        smooth = self.pieces.power == 2 and program.n_outputs == 1
+        self.exact = logistic or smooth  # so that nothing is rounded
+        self.softness = 1.0 if logistic else (0.0 if smooth else 0.3)
+
+    def value(self, F):
+        """Return the rounded mean loss."""
+        top, _ = self._top(F)
+        return float(self.weight @ (self.pieces.scale * top**self.pieces.power))
+
+    def true_value(self, F):
+        """Return the mean loss itself."""
+        return float(self.weight @ self.program.loss.value(torch_backend, self._margins(F)))
+
+    def derivative(self, F):
+        """Return the multipliers of the margins (n, E) and the derivative in F (n, C)."""
+        top, share = self._top(F)
+        multipliers = (self.weight * self._slope(top))[:, None] * share[:, : self.offsets.shape[1]]
+        return multipliers, -torch.einsum("ke,kec->kc", multipliers, self.directions)
+
+    def curvature(self, F):
+        """Return the second derivative in the outputs of each sample, (n, C, C)."""
+        top, share = self._top(F)
+        T, share = self.directions, share[:, : self.offsets.shape[1]]
+        mean = torch.einsum("ke,kec->kc", share, T)
+        square = mean[:, :, None] * mean[:, None, :]
+        bend = 0.0 * square
+        if self.pieces.power == 2:
+            bend = 2.0 * self.pieces.scale * (top > 0.0)[:, None, None] * square
+        if self.softness > 0.0:
+            spread = torch.einsum("ke,kec,keb->kcb", share, T, T) - square
+            bend = bend + (self._slope(top) / self.softness)[:, None, None] * spread
+        return self.weight[:, None, None] * bend
+
+    def sharpen(self, F, factor=2.0):
+        """Make the kinks of a loss that has kinks sharper; return outputs of the same derivative.
+
+        Where the pieces are so much closer, the sharper softmax takes the same shares of them.
+        """
+        if self.exact:
+            return F
+        self.softness /= factor
+        pieces = self.pieces.shift - self._margins(F)
+        if self.program.loss.task == "regression":  # one output, two pieces: the upper one counts
+            pieces = 2.0 * pieces * (pieces == pieces.amax(dim=1, keepdim=True))
+        return F + (1.0 - 1.0 / factor) * torch.einsum("kce,ke->kc", self.inverse, pieces)
+
+    def moved(self, f, step):
+        """Return outputs from f towards f + step, where no share grows exponentially.
+
+        A full step across a sharp kink would: the share saturates, the curvature is lost, and
+        Newton's method with it. So the largest growth g of a sample is taken down to log(1 + g).
+        """
+        if self.exact:
+            return f + step
+        _, share = self._top(f)
+        climb = -torch.einsum("kec,kc->ke", self.directions, step)
+        if self.pieces.zero:
+            climb = torch.nn.functional.pad(climb, (0, 1))
+        growth = (climb - (share * climb).sum(dim=1, keepdim=True)) / self.softness
+        largest = growth.amax(dim=1, keepdim=True).clamp_min(1e-12)
+        return f + step * largest.log1p() / largest
+
+    def _margins(self, F):
+        return torch.einsum("kec,kc->ke", self.directions, F) + self.offsets
+
+    def _slope(self, top):
+        """Return the derivative of the loss in its largest piece."""
+        return self.pieces.scale * self.pieces.power * top ** (self.pieces.power - 1)
+
+    def _top(self, F):
+        """Return the (soft) largest piece (n,) and the share of each piece in it."""
+        pieces = self.pieces.shift - self._margins(F)
+        if self.pieces.zero:
+            pieces = torch.nn.functional.pad(pieces, (0, 1))
+        if self.softness == 0.0:
+            top, index = pieces.max(dim=1)
+            return top, torch.nn.functional.one_hot(index, pieces.shape[1]).to(pieces.dtype)
+        scaled = pieces / self.softness
+        top = self.softness * torch.logsumexp(scaled, dim=1)
+        return top, torch.softmax(scaled, dim=1)

@@ -1,0 +1,218 @@
+"""`solve_gated`: the gated program to a certified gap."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+
+from convexrobust.program import ConvexProgram
+from convexrobust.solvers.gated.first_order import accelerate
+from convexrobust.solvers.gated.proximal_point import MAX_STEPS, proximal_point
+from convexrobust.solvers.gated.run import Point, Run
+from convexrobust.solvers.gated.weights_newton import newton
+
+_SMALL = 4000  # equations n C up to which they are solved by a Cholesky factorisation
+
+
+@dataclass(frozen=True, eq=False)
+class GatedSolution:
+    """A point of the gated program with its certified gap.
+
+    Attributes
+    ----------
+    U : ndarray of shape (C, d, P)
+        Weights of the gated neurons.
+    objective : float
+        Mean loss plus penalty at U, in float64.
+    lower_bound : float
+        A valid lower bound of the gated program, and so of every ReLU program on its patterns.
+    status : {"optimal", "iteration limit", "time limit", "interrupted"}
+        Why the solver stopped.
+    n_iter : int
+        Proximal gradient steps plus Newton steps.
+    seconds : float
+        Wall time, bounds included.
+    multipliers : ndarray of shape (n, E)
+        Of the margins: the dual point of the lower bound.
+    history : tuple of (n_iter, seconds, objective, lower bound)
+        Every certified iterate.
+    """
+
+    U: np.ndarray
+    objective: float
+    lower_bound: float
+    status: str
+    n_iter: int
+    seconds: float
+    multipliers: np.ndarray
+    history: tuple[tuple[int, float, float, float], ...]
+
+    @property
+    def gap(self) -> float:
+        """The duality gap, ``objective - lower_bound``."""
+        return self.objective - self.lower_bound
+
+    @property
+    def relative_gap(self) -> float:
+        """The duality gap relative to the objective."""
+        return self.gap / max(abs(self.objective), np.finfo(float).tiny)
+
+
+def solve_gated(
+    program: ConvexProgram,
+    *,
+    tol: float = 1e-6,
+    max_iter: int = 1000,
+    dtype: str = "float32",
+    device: str = "cpu",
+    time_limit: float | None = None,
+    start: np.ndarray | None = None,
+    chunk_size: int = 4096,
+) -> GatedSolution:
+    r"""Solve the gated program of a `ConvexProgram` with a certified gap.
+
+    .. math:: \min_U\ \sum_k \omega_k \varphi(m_k) + \beta \sum_{c,i} \|u_{ci}\|_2,
+              \qquad f_c(x_k) = \sum_i D_{ki}\, x_k'u_{ci}
+
+    Parameters
+    ----------
+    program : ConvexProgram
+        Its data, patterns, loss and beta are used; its perturbation and formulation are not
+        (but for bounds, which move the centres of the sets).
+    tol : float
+        Relative duality gap that is good enough, at least 0.
+    max_iter : int
+        Limit on proximal gradient and Newton steps together.
+    dtype : {"float32", "float64"}
+        Precision of gradient steps and linear solves; Newton's residuals, the objective and the
+        bound are always float64.
+    device : str
+        Where torch computes, e.g. "cpu" or "cuda".
+    time_limit : float, optional
+        Seconds.
+    start : ndarray of shape (C, d, P), optional
+        Where to start, by default U = 0.
+    chunk_size : int
+        Rows of X at a time: no temporary is larger than chunk_size x C P (but the n C x n C
+        matrices of small problems).
+
+    Returns
+    -------
+    GatedSolution
+
+    Raises
+    ------
+    ValueError
+        For a wrong tol, dtype, chunk_size or shape of start, or beta = 0 (which leaves no bound).
+    TypeError
+        For a loss that is not one of `convexrobust.losses`.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the gap is not closed.
+
+    Notes
+    -----
+    With n C <= 4000 it is the proximal point method, each point by semi-smooth Newton on the n C
+    outputs (following Li, Sun and Toh, SIAM J. Optim. 28, 2018, but in the outputs instead of the
+    multipliers, so that no conjugate is needed); above that Newton's method on the non-zero neurons
+    by conjugate gradients, preconditioned by the Kronecker product of X'X and D'D, with
+    accelerated gradient steps wherever that stalls. A loss with kinks is rounded by a softmax that
+    becomes sharper and sharper; its gap closes more slowly.
+    """
+    _check_arguments(program, tol, dtype, chunk_size, start)
+    run = Run(program, getattr(torch, dtype), device, chunk_size)
+    point = run.certify(_first_weights(program, start, device))
+    status = _improve(run, point, tol, max_iter, np.inf if time_limit is None else time_limit)
+    found = GatedSolution(
+        U=run.best.permute(1, 0, 2).cpu().numpy(),
+        objective=run.objective,
+        lower_bound=run.lower_bound,
+        status=status,
+        n_iter=run.n_iter,
+        seconds=run.seconds,
+        multipliers=run.multipliers,
+        history=tuple(run.history),
+    )
+    if status != "optimal":
+        warnings.warn(
+            f"solve_gated stopped with status {status!r} after {found.n_iter} steps: objective "
+            f"{found.objective:.6g}, lower bound {found.lower_bound:.6g}. Both are valid; for a "
+            "smaller gap allow more iterations or time, or increase beta.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return found
+
+
+def _check_arguments(program, tol, dtype, chunk_size, start):
+    """Raise ValueError naming the argument of `solve_gated` that is wrong."""
+    if not tol >= 0.0:
+        raise ValueError(f"tol must be a number >= 0, got {tol!r}.")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
+    if not chunk_size >= 1:
+        raise ValueError(f"chunk_size must be a number of rows >= 1, got {chunk_size!r}.")
+    if not program.regularizer.beta > 0.0:
+        raise ValueError("beta must be > 0 for the gated program: without it there is no bound.")
+    if start is not None and np.shape(start) != program.shape:
+        raise ValueError(f"start must have shape {program.shape}, got {np.shape(start)}.")
+
+
+def _first_weights(program, start, device):
+    """Return the start as (d, C, P)."""
+    start = np.zeros(program.shape) if start is None else start
+    return torch.tensor(start, dtype=torch.float64, device=device).permute(1, 0, 2)
+
+
+def _improve(run: Run, point: Point, tol, max_iter, time_limit) -> str:
+    """Improve the point until the gap is closed or a limit is met; return the status."""
+    small = len(run.program.X) * run.program.n_outputs <= _SMALL
+    steps = _proximal_steps(run, point) if small else _weight_steps(run, point)
+    try:
+        for _ in steps:
+            if run.gap <= tol:
+                return "optimal"
+            if run.n_iter >= max_iter:
+                return "iteration limit"
+            if run.seconds > time_limit:
+                return "time limit"
+    except KeyboardInterrupt:
+        pass
+    return "interrupted"
+
+
+def _proximal_steps(run: Run, point: Point) -> Iterator[None]:
+    """Yield after every improvement by the proximal point method."""
+    yield
+    point = accelerate(run, point, 60)
+    sigma = 1e3 / run.lipschitz
+    yield
+    while True:
+        point, n_steps = proximal_point(run, point, sigma)
+        yield
+        if n_steps < MAX_STEPS:  # solved, so that the next point may be farther off
+            sigma *= 10.0 if n_steps < 5 else (3.0 if run.loss.exact else 1.0)
+            point = point._replace(f=run.loss.sharpen(point.f))
+        else:
+            sigma /= 3.0
+
+
+def _weight_steps(run: Run, point: Point) -> Iterator[None]:
+    """Yield after every improvement by Newton's method, and by gradients where it stalls."""
+    yield
+    while True:
+        point, well = newton(run, point)
+        yield
+        if not well:
+            point = accelerate(run, point, 50)
+            yield
+        if not run.loss.exact:
+            run.loss.sharpen(point.F)
+            point = run.certify(point.U, point.F)

@@ -1,0 +1,184 @@
+"""`InteriorPoint`: Newton steps on the neurons in play until the gap is closed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from convexrobust.program import ConvexProgram, Solution
+from convexrobust.solvers.interior_point.data import Data, Neurons
+from convexrobust.solvers.interior_point.iterate import Iterate
+from convexrobust.solvers.interior_point.left_out import LeftOut
+from convexrobust.solvers.interior_point.newton import newton_step
+from convexrobust.solvers.monitor import Monitor
+
+_FEWEST = 8  # neurons in play
+_UNKNOWNS, _NOMINAL_UNKNOWNS = 6000, 40_000  # up to which all neurons are in play
+_IDLE = 0.15  # times the relative gap: shorter than that by the longest, and a neuron is dropped
+_FIRST_LEVEL = 0.1  # relative gap at which the neurons left out are looked at first
+_VIOLATED = 0.01  # share of the relative gap that a dual residual may exceed beta by
+
+
+class InteriorPoint:
+    """Interior-point method on the neurons in play, for gaps of 1e-6 and less.
+
+    Parameters
+    ----------
+    tol : float, default=1e-6
+        Certified relative duality gap to reach; cone rows may be violated by as much.
+    max_iter : int, default=100
+        Newton steps at most.
+    time_limit : float, optional
+        Seconds after which to stop.
+    """
+
+    def __init__(self, tol: float = 1e-6, max_iter: int = 100, time_limit: float | None = None):
+        self.tol = tol
+        self.max_iter = max_iter
+        self.time_limit = time_limit
+
+    def __repr__(self):
+        return (
+            f"InteriorPoint(tol={self.tol!r}, max_iter={self.max_iter!r}, "
+            f"time_limit={self.time_limit!r})"
+        )
+
+    def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
+        """Solve the program.
+
+        Parameters
+        ----------
+        program : ConvexProgram
+            What to minimise.
+        start : Solution, optional
+            Not used: an interior point starts from the middle.
+
+        Returns
+        -------
+        Solution
+            With a valid objective and lower bound, and multipliers over all patterns.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the method stopped before the certified gap was at most ``tol``.
+
+        Raises
+        ------
+        ValueError
+            For an option out of range, or a program with ``copy_of``.
+        """
+        self._check(program)
+        monitor = Monitor(program, "InteriorPoint", self.tol, self.time_limit)
+        with monitor.running(), np.errstate(all="ignore"):
+            _Run(program, monitor, self.max_iter).solve()
+        return monitor.solution()
+
+    def _check(self, program):
+        if not (np.isfinite(self.tol) and self.tol > 0.0):
+            raise ValueError(f"tol must be a positive number, got {self.tol!r}.")
+        if self.max_iter < 1:
+            raise ValueError(f"max_iter must be at least 1, got {self.max_iter!r}.")
+        if program.copy_of is not None:
+            raise ValueError(
+                "InteriorPoint takes no program with copy_of; use ConicSolver() for samples with "
+                "several copies."
+            )
+
+
+class _Run:
+    """One run: the iterate of the neurons in play, and those left out unless that is all."""
+
+    def __init__(self, program, monitor, max_iter):
+        self.program, self.monitor, self.max_iter = program, monitor, max_iter
+        self.scale = program.solution(*np.zeros((2, *program.shape))).objective
+        neurons, self.left_out = _first_in_play(program)
+        self.may_drop = len(neurons.signs) > _FEWEST
+        self._begin(neurons)
+
+    def _begin(self, neurons):
+        """Start anew, with these neurons in play."""
+        self.iterate = Iterate(Data(self.program, neurons))
+        self.level = _FIRST_LEVEL  # the relative gap at which the iterate is certified next
+
+    def solve(self):
+        """Step until the gap is closed, certifying the iterate at certain gaps."""
+        for n_iter in range(1, self.max_iter + 1):
+            moved = newton_step(self.iterate)
+            if (self._reached() or self._late(n_iter) or not moved) and self._look(n_iter, moved):
+                return
+
+    def _reached(self) -> bool:
+        gap = self.iterate.product() * self.iterate.beta
+        return not gap > self.level * self.scale  # true of a gap that is no number
+
+    def _late(self, n_iter) -> bool:
+        return n_iter == self.max_iter or self.monitor.seconds > self.monitor.time_limit
+
+    def _look(self, n_iter, moved) -> bool:
+        """Certify the iterate, then change the neurons in play; return whether to stop."""
+        multipliers, distances = self.iterate.multipliers(), np.zeros(1)
+        if self.left_out is not None:
+            distances = self.left_out.solve(multipliers)
+            self.left_out.fill(multipliers)
+        if self.monitor.record(n_iter, *self.iterate.weights(), multipliers):
+            return True
+        if not moved:
+            self.monitor.status = "no more progress"
+            return True
+        self.scale = self.monitor.best.objective
+        if distances.max() > 1.0 + _VIOLATED * self.level:
+            self._take_in(distances)
+        else:
+            self._drop_idle()
+            self.level = max(self.monitor.tol, 0.1 * self.level)
+        return False
+
+    def _take_in(self, distances):
+        """Take the worst of the neurons left out into play; from now on none is dropped."""
+        in_play, order = self.iterate.data.neurons, np.argsort(-distances)
+        count = min(int(np.sum(distances > 1.0)), len(in_play.signs))
+        more, self.left_out = _split(self.left_out, order, count)
+        self.may_drop = False
+        self._begin(in_play.joined_by(more))
+
+    def _drop_idle(self):
+        """Take the neurons that seem to be 0 out of play: their residuals will be checked.
+
+        Only the first two times, while that may save many steps.
+        """
+        if not self.may_drop:
+            return
+        self.may_drop = self.level == _FIRST_LEVEL
+        idle = self.iterate.idle(_IDLE * self.level)
+        if not idle.any() or idle.all():
+            return
+        data, b = self.iterate.data, self.iterate.beta * self.iterate.cone.z[:, idle]
+        neurons = data.neurons.at(idle)
+        if self.left_out is None:
+            self.left_out = LeftOut(self.program, neurons, data.cone_rows, b)
+        else:
+            self.left_out = self.left_out.joined_by(neurons, b)
+        self.iterate = self.iterate.kept(~idle)
+
+
+def _first_in_play(program):
+    """Return the neurons to begin with, and those left out unless it is all of them."""
+    everything = Neurons.all_of(program)
+    nominal = program.sets.radius == 0.0 and program.formulation != "soft"
+    few = max(_FEWEST, (_NOMINAL_UNKNOWNS if nominal else _UNKNOWNS) // program.shape[1])
+    if len(everything.signs) <= few:
+        return everything, None
+    # Any neuron will do: the multipliers of the margins at the start know nothing of neurons.
+    start = Iterate(Data(program, everything.at(slice(0, 1))))
+    left_out = LeftOut(program, everything, start.data.cone_rows)
+    distances = left_out.solve(start.multipliers(), n_iter=30)
+    return _split(left_out, np.argsort(-distances), few // 2)
+
+
+def _split(left_out, order, count):
+    """Return the first ``count`` of an order of the neurons left out, and the rest or None."""
+    chosen = left_out.neurons.at(order[:count])
+    if count == len(order):
+        return chosen, None
+    left_out.keep(np.sort(order[count:]))
+    return chosen, left_out

@@ -1,0 +1,230 @@
+"""The linear system of one Newton step: elimination, the factor, and solves with refinement."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from convexrobust.solvers.interior_point.iterate import Iterate
+
+_REFINEMENTS, _EXACT = 3, 1e-11  # of the linear solves, at most, and residuals that are good
+_SMALL = 600  # unknowns up to which the more accurate factor is taken
+_LARGEST_SHIFT = 1e-3  # relative, of a diagonal that rounding left too small
+
+
+class System:
+    """The Newton equations at a measured iterate, everything but neurons and margins eliminated.
+
+    Attributes
+    ----------
+    A : ndarray of shape (n, E', J, size)
+        The effective worst-case samples, flat in its last two axes; ``data.fold`` times it is the
+        matrix of the margins.
+    C : ndarray of shape (n, E, E)
+        What the margins give way for a multiplier.
+    B : ndarray of shape (J, size, size)
+        The blocks of K, the Hessian of the neurons without the slopes' norms.
+    pair_weight, ratio : ndarray of shape (N, J)
+        Only for soft cones: the weights of a slack's two bounds together, and the cone's share.
+    """
+
+    def __init__(self, iterate: Iterate):
+        self.iterate, self.data = iterate, iterate.data
+        A, self.C = self._clean_rows(), self._clean_margins()
+        row_weight = iterate.cone.weight
+        if self.data.soft:
+            row_weight = self._eliminate_slacks(A)
+        self.A = A.reshape(*A.shape[:2], -1)
+        self._eliminate_loss()
+        self.B = self._blocks(row_weight)
+        self.solve_neurons = self._factor_neurons()
+
+    def solve(self, r, r_margin, r_loss):
+        """Return the steps (J, size), the new multipliers (n, E) and the steps of the losses."""
+        change, a, dzeta = self._solve_once(r, r_margin, r_loss)
+        loss = self.iterate.loss
+        for _ in range(_REFINEMENTS):
+            flat = self.A.reshape(-1, r.size)
+            left = r - self._curved(change) + self._pulled_margins(a, flat).reshape(r.shape)
+            of_margin = r_margin - dzeta @ loss.spread.T - np.einsum("kef,kf->ke", self.C, a)
+            of_margin -= self._unfolded(flat @ change.ravel())
+            if max(np.abs(left).max(), np.abs(of_margin).max()) < _EXACT:
+                break
+            of_loss = r_loss + a @ loss.spread - np.einsum("kzy,ky->kz", loss.hessian, dzeta)
+            more = self._solve_once(left, of_margin, of_loss)
+            change, a, dzeta = change + more[0], a + more[1], dzeta + more[2]
+        return change, a, dzeta
+
+    def _solve_once(self, r, r_margin, r_loss):
+        flat = self.A.reshape(-1, r.size)
+        a, _ = self._multipliers(r_margin, r_loss)
+        change = self.solve_neurons(r.ravel() + self._pulled_margins(a, flat))
+        left = r_margin - self._unfolded(flat @ change)
+        return change.reshape(r.shape), *self._multipliers(left, r_loss)
+
+    def _pulled_margins(self, a, flat):
+        """Return the transpose of the margins' matrix times a (n, E)."""
+        return (a @ self.data.fold).ravel() @ flat
+
+    def _unfolded(self, products):
+        """Return all margins from those that are kept."""
+        return products.reshape(len(self.A), -1) @ self.data.fold.T
+
+    def _multipliers(self, r_margin, r_loss):
+        """Solve for the multipliers of the margins and the steps of the losses."""
+        pulled = np.einsum("kez,ke->kz", self.raised, r_margin) + r_loss
+        dzeta = np.einsum("kzy,ky->kz", self.rise, pulled)
+        left = r_margin - dzeta @ self.iterate.loss.spread.T
+        return np.einsum("kef,kf->ke", self.C_inverse, left), dzeta
+
+    def _curved(self, change):
+        """Return K times a step."""
+        data, slope = self.data, self.iterate.slope
+        product = np.matmul(self.B, change[..., None])[..., 0]
+        if slope is not None:
+            step = change[:, data.features]
+            q = np.einsum("kej,jf->kef", data.F_slope, step, optimize=True)
+            along = np.sum(slope.tilt * q, axis=-1) * slope.gamma
+            q = slope.curvature * q - along[..., None] * slope.tilt
+            pulled = np.einsum("kej,kef->jf", data.F_slope, q, optimize=True)
+            product[:, data.features] += pulled
+        return product
+
+    # ---------------------------------------------------------------- elimination
+
+    def _clean_rows(self):
+        """Return the rows of the margins at the worst point of each set, without slacks."""
+        data, slope = self.data, self.iterate.slope
+        if slope is None:
+            return data.nominal_rows.copy() if data.soft else data.nominal_rows
+        A = data.nominal_rows.copy()
+        worst = data.F_slope[..., None] * slope.tilt[:, :, None, :]
+        A[..., data.features] -= worst[:, data.slope_of]
+        return A
+
+    def _clean_margins(self):
+        """Return C without slacks."""
+        shares, slope = self.data.shares, self.iterate.slope
+        C = np.eye(shares.shape[1]) / self.iterate.margin.weight[:, :, None]
+        if slope is not None:
+            C += np.einsum("se,ks,sf->kef", shares, 1.0 / slope.alpha, shares)
+        return C
+
+    def _eliminate_slacks(self, A):
+        """Eliminate the slacks of soft cones from A and C; return the weights of the cone rows."""
+        data, cone, spare = self.data, self.iterate.cone, self.iterate.spare
+        self.pair_weight = cone.weight + np.where(data.mask, spare.weight, 1.0)
+        self.ratio = cone.weight / self.pair_weight
+        loose = np.where(data.mask, 1.0 / self.pair_weight, 0.0)
+        self.C += np.einsum("kej,kj,kfj->kef", data.hurts, loose, data.hurts)
+        harm = data.hurts * self.ratio[:, None]
+        d = data.X.shape[1]
+        A[..., :d] += (harm * data.S[:, None])[..., None] * data.X[:, None, None, :]
+        A[..., d:] -= harm[..., None] * data.reach[:, None, None, :]
+        return np.where(data.mask, cone.weight * spare.weight / self.pair_weight, 0.0)
+
+    def _eliminate_loss(self):
+        """Eliminate zeta after a: the Hessian of a linear loss vanishes where the loss is not 0."""
+        loss, inverse = self.iterate.loss, np.linalg.inv(self.C)
+        self.C_inverse, self.raised = inverse, inverse @ loss.spread
+        self.rise = np.linalg.inv(loss.hessian + loss.spread.T @ self.raised)
+        self.given = inverse - self.raised @ self.rise @ self.raised.transpose(0, 2, 1)
+
+    # ---------------------------------------------------------------- the neurons
+
+    def _blocks(self, row_weight):
+        """Return the Hessian (J, size, size) of what belongs to one neuron."""
+        data, group = self.data, self.iterate.group
+        X, reach, d = data.X_cone, data.reach, data.X.shape[1]
+        B = np.zeros((len(self.iterate.U), data.size, data.size))
+        B[:, :d, :d] = np.matmul(X.T * row_weight.T[:, None, :], X)
+        cross = np.einsum("kj,kf,kr->jfr", data.S * row_weight, X, reach, optimize=True)
+        B[:, :d, d:], B[:, d:, :d] = -cross, -cross.transpose(0, 2, 1)
+        B[:, d:, d:] = np.einsum("kj,kr,kq->jrq", row_weight, reach, reach, optimize=True)
+        at = np.arange(d)
+        B[:, at, at] += group.curvature
+        tilt = group.tilt
+        B[:, :d, :d] -= group.gamma[:, None, None] * tilt[:, :, None] * tilt[:, None, :]
+        if self.iterate.robust is not None:
+            for r, members in enumerate(data.members):
+                _add_epigraph(B, self.iterate.robust, r, d + r, members)
+        return B
+
+    def _factor_neurons(self):
+        """Return r -> the inverse of K + A' given A times r, by the smaller of two factors."""
+        B, slope, half = self.B, self.iterate.slope, self._half()
+        n_neurons, size, _ = B.shape
+        unknowns = n_neurons * size
+        if slope is None and len(half) < unknowns and unknowns > _SMALL:
+            return _woodbury(B, half)
+        K = half.T @ half
+        blocks = K.reshape(n_neurons, size, n_neurons, size)
+        at = np.arange(n_neurons)
+        blocks[at, :, at, :] += B
+        if slope is not None:
+            self._add_slopes(blocks, K)
+        factor = _factored(K)
+        return lambda r: cho_solve(factor, r, check_finite=False)
+
+    def _half(self):
+        """Return a matrix M with M'M = A' given A."""
+        values, vectors = np.linalg.eigh(self.given)  # no Cholesky: it may be singular
+        root = np.sqrt(np.maximum(values, 0.0))[..., None] * vectors.transpose(0, 2, 1)
+        root = root @ self.data.fold
+        if root.shape[2] == 1:
+            root = np.linalg.norm(root, axis=1, keepdims=True)
+        return (root @ self.A).reshape(-1, self.A.shape[2])
+
+    def _add_slopes(self, blocks, K):
+        """Add the curvature of the slopes' norms to K, of which ``blocks`` is a view."""
+        data, slope = self.data, self.iterate.slope
+        F = data.F_slope.reshape(-1, data.F_slope.shape[2])
+        for at, f in enumerate(data.features):
+            blocks[:, f, :, f] += F.T @ (slope.curvature[:, :, at].reshape(-1, 1) * F)
+        if slope.gamma.any():
+            rows = np.zeros((*data.F_slope.shape, data.size))
+            tilt = np.sqrt(slope.gamma)[..., None] * slope.tilt
+            rows[..., data.features] = data.F_slope[..., None] * tilt[:, :, None, :]
+            rows = rows.reshape(-1, len(K))
+            K -= rows.T @ rows
+
+
+def _add_epigraph(B, epigraph, r, tau, members):
+    """Add the Hessian of a neuron's r-th epigraph to the blocks, its own variable at ``tau``."""
+    alpha, gamma, tilt = epigraph.alpha[:, r], epigraph.gamma[:, r], epigraph.tilt[:, r]
+    B[:, tau, tau] += alpha
+    B[:, members, tau] -= alpha[:, None] * tilt
+    B[:, tau, members] -= alpha[:, None] * tilt
+    square = np.broadcast_to(members[:, None], (len(members),) * 2)
+    B[:, square, square.T] += (alpha - gamma)[:, None, None] * tilt[:, :, None] * tilt[:, None]
+    B[:, members, members] += epigraph.curvature[:, r]
+
+
+def _factored(K):
+    """Return the Cholesky factor of K, with as much added to the diagonal as that takes."""
+    diagonal, shift = K.diagonal().copy(), 0.0
+    while True:
+        try:
+            return cho_factor(K, lower=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            shift = 10.0 * shift or 1e-15
+            if shift > _LARGEST_SHIFT:
+                raise
+            K.flat[:: len(K) + 1] = diagonal * (1.0 + shift)
+
+
+def _woodbury(B, M):
+    """Return r -> (B + M'M)^-1 r for blocks B (J, size, size) and M with fewer rows than that."""
+    shift = 1e-15 * np.trace(B, axis1=1, axis2=2)[:, None, None] * np.eye(B.shape[1])
+    inverse = np.linalg.inv(np.linalg.cholesky(B + shift))
+    N = (inverse @ M.T.reshape(*B.shape[:2], len(M))).reshape(-1, len(M))
+    G = N.T @ N
+    G.flat[:: len(G) + 1] += 1.0
+    factor = cho_factor(G, lower=True, check_finite=False)
+
+    def solve(r):
+        y = np.matmul(inverse, r.reshape(*B.shape[:2], 1)).ravel()
+        y = y - N @ cho_solve(factor, y @ N, check_finite=False)
+        return np.matmul(inverse.transpose(0, 2, 1), y.reshape(*B.shape[:2], 1)).ravel()
+
+    return solve
