@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from convexrobust.exchange import Exchange
+from convexrobust.exchange import Exchange, ExchangeSolution
 from convexrobust.network import TwoLayerReLU
 from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
@@ -21,7 +21,8 @@ METHODS = ("certified", "attack", "exact")
 FORMULATIONS = ("soft", "one-sided", "hard", "exchange")
 _UNKNOWNS = 1000  # C * d * P of the patterns sampled by default
 _DEFAULT_PATTERNS = (4, 50)  # fewest and most of them
-_EXCHANGE = {"inner": "attack", "patterns": "grow"}
+_EXACT_ROWS = 200  # up to which exchange finds exact worst cases
+_FIRST_PATTERNS = 8  # sampled where the others are generated
 _WIDTHS = (8, 64)  # smallest and largest network that seeds generated patterns
 _ENTRIES_PER_NEURON = 40  # entries of X for each of its neurons
 
@@ -75,6 +76,8 @@ class ConvexRobustEstimator(BaseEstimator):
         if self.n_patterns is not None:
             return sample_patterns(design, self.n_patterns, **options)
         wanted = int(np.clip(_UNKNOWNS // (design.shape[1] * n_outputs), *_DEFAULT_PATTERNS))
+        if self._generates():
+            wanted = _FIRST_PATTERNS
         with warnings.catch_warnings():
             # The default asks for what is there, so that finding fewer is no news.
             warnings.filterwarnings("ignore", category=UserWarning)
@@ -110,7 +113,10 @@ class ConvexRobustEstimator(BaseEstimator):
         if warm:
             programs, start = self._warm(programs)
         if self.formulation == "exchange":
-            self.solver_ = Exchange(solver=self.solver, random_state=self._seed(), **_EXCHANGE)
+            inner = "exact" if len(programs[0].X) <= _EXACT_ROWS else "attack"
+            self.solver_ = Exchange(
+                solver=self.solver, inner=inner, patterns="grow", random_state=self._seed()
+            )
         elif self.solver is not None:
             self.solver_ = self.solver
         elif not (warm and hasattr(self, "solver_")):
@@ -123,14 +129,24 @@ class ConvexRobustEstimator(BaseEstimator):
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
+    def _generates(self) -> bool:
+        """Tell whether patterns are generated while solving, rather than sampled or given."""
+        asked_for = self.patterns is not None or self.n_patterns is not None
+        return not asked_for and self.solver is None and self.formulation == "soft"
+
     def _default_solver(self, program):
         """Return the solver of the program's patterns, or one that generates patterns."""
         solver = default_solver(program)
-        generate = self.patterns is None and self.n_patterns is None
-        if not generate or self.formulation != "soft" or isinstance(solver, ConicSolver):
+        if not self._generates() or isinstance(solver, ConicSolver):
             return solver
-        width = int(np.clip(program.X.size // _ENTRIES_PER_NEURON, *_WIDTHS))
-        return WorkingSet(width=width, n_new=max(width // 2, 8), random_state=self._seed())
+        entries = program.X.size // program.n_outputs
+        width = int(np.clip(entries // _ENTRIES_PER_NEURON, *_WIDTHS))
+        return WorkingSet(
+            width=width,
+            n_new=max(width // 2, 8),
+            max_rounds=3 if program.n_outputs == 1 else 2,
+            random_state=self._seed(),
+        )
 
     def _warm(self, programs):
         """Add the patterns of the previous network, and return it as a starting point."""
@@ -213,6 +229,9 @@ def _distinct_rows(X, y, weight):
 
 
 def _patterns_of(solution, program):
+    """Return the patterns of V and W; exchange gives each neuron a column, without a pattern."""
+    if isinstance(solution, ExchangeSolution):
+        return solution.network.gates(program.X[:, : solution.network.n_features])
     return program.D if solution.D is None else solution.D
 
 

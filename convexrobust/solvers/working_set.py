@@ -24,6 +24,7 @@ from convexrobust.solvers.pricing import best_cone_multipliers, price
 from convexrobust.solvers.seeding import train_certified
 
 NOT_REFUTED = "all patterns, not refuted"
+_ROUGH_TOL = 1e-2  # relative gap at which a round ends
 _ROUGH, _FINAL = 150, 1500  # iterations of ADMM in a round, and at the end
 _SEED_ROWS = 4000  # rows that the first network is trained on, at most
 _RESIDUAL_ACCURACY = 1e-2  # of the multipliers that price
@@ -77,7 +78,7 @@ class WorkingSet:
         network=None,
         width=64,
         n_new=40,
-        max_rounds=4,
+        max_rounds=3,
         time_limit=None,
         random_state=0,
     ):
@@ -159,7 +160,7 @@ class _Run:
         """Wall time so far."""
         return time.perf_counter() - self.clock
 
-    def solve(self, tol=1e-3, max_iter=_ROUGH) -> bool:
+    def solve(self, tol=_ROUGH_TOL, max_iter=_ROUGH) -> bool:
         """Solve the restricted program from ``start``; return whether there is time for another."""
         solver = self.options.solver or default_solver(self.program, tol, max_iter)
         begun, before = self.seconds, self.best[0].objective
