@@ -220,12 +220,14 @@ class Neighbourhoods:
 def project_rows(xp, A, reach, p):
     r"""Project each row a of A (n, d) on :math:`\{\delta : \|\delta / \text{reach}\|_p \le 1\}`.
 
-    ``reach`` is (1, d) or (n, d), at least 0; where it is 0 the result is 0.
+    ``reach`` is (1, d) or (n, d), at least 0; where it is 0, or too small to be squared, the
+    result is 0.
     """
     if p == np.inf:
         return xp.minimum(xp.maximum(A, -reach), reach)
-    safe = xp.where(reach > 0.0, reach, 1.0 + 0.0 * reach)
-    inside = xp.where(reach > 0.0, A, 0.0 * A)
+    moves = reach**2 >= _limits(A).tiny
+    safe = xp.where(moves, reach, 1.0 + 0.0 * reach)
+    inside = xp.where(moves, A, 0.0 * A)
     return _shrunk_into(xp, inside, safe, p)
 
 
@@ -233,11 +235,11 @@ def _shrunk_into(xp, A, reach, p):
     r"""Project rows on an ellipsoid (p=2) or a weighted cross-polytope (p=1): find the multiplier.
 
     Both projections shrink a row by a multiplier t >= 0 until its scaled norm N(t) is 1. Newton's
-    method on N for p=1, on 1/N for p=2, rises from t = 0 to the root: N is convex and piecewise
-    linear for p=1 (Michelot's algorithm), 1/N concave for p=2 and linear for equal radii. A last
-    rescaling makes the result feasible exactly.
+    method on N for p=1, on 1/N for p=2, rises to the root from a t at which each entry alone is
+    inside: N is convex and piecewise linear for p=1 (Michelot's algorithm), 1/N concave for p=2
+    and linear for equal radii. A last rescaling makes the result feasible exactly.
     """
-    t = 0.0 * A[:, :1]
+    t = xp.pos(xp.row_max(xp.abs(A) * reach - reach**2))[:, None]
     for _ in range(_NEWTON_STEPS):
         if p == 2:
             Z = A * reach**2 / (reach**2 + t)
@@ -250,13 +252,20 @@ def _shrunk_into(xp, A, reach, p):
             break
         growth = xp.square(norm) if p == 2 else 1.0
         step = xp.pos(norm - 1.0) * growth / xp.where(slope > 0.0, slope, 1.0 + slope)
-        t = t + step
+        before, t = t, t + step
+        if bool((t == before).all()):  # rounding of t can keep the norm above 1 for ever
+            break
     return Z / xp.maximum(norm, 1.0)
 
 
 def _rounding(A):
     """Return the relative rounding error to expect in the norm of a row of A."""
-    return 4.0 * np.finfo(str(A.dtype).removeprefix("torch.")).eps * np.sqrt(A.shape[1])
+    return 4.0 * _limits(A).eps * np.sqrt(A.shape[1])
+
+
+def _limits(A):
+    """Return the limits of the floating-point type of A, of NumPy or torch."""
+    return np.finfo(str(A.dtype).removeprefix("torch."))
 
 
 def _check_length(subject, value, n_features):

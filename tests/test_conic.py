@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 
-from convexrobust.losses import Hinge, Logistic
+from convexrobust.losses import Hinge, Logistic, Squared
 from convexrobust.perturbations import LpBall
-from convexrobust.solvers import ConicSolver, SolverError, default_solver
+from convexrobust.program import ConvexProgram
+from convexrobust.solvers import ConicSolver, SolverError
 from tests.cases import BALLS, small_program
 
 
@@ -50,6 +51,21 @@ def test_stopping_early_warns_and_stays_valid():
     assert solution.lower_bound <= optimum <= solution.objective * (1 + 1e-9)
 
 
+def test_an_open_gap_is_not_called_optimal(monkeypatch):
+    """The gap is opened by taking the lower bound away, whatever the solver says."""
+    monkeypatch.setattr(ConvexProgram, "lower_bound", lambda program, multipliers: 0.0)
+    with pytest.warns(ConvergenceWarning, match="stopped with status 'gap open'"):
+        solution = ConicSolver().solve(small_program(Hinge(), BALLS[2]))
+    assert solution.status == "gap open"
+    assert solution.relative_gap == 1.0
+
+
+def test_without_beta_there_is_no_gap_to_close():
+    solution = ConicSolver().solve(small_program(Squared(), LpBall(2, 0.0), beta=0.0))
+    assert solution.status == "optimal"
+    assert solution.lower_bound == pytest.approx(0.0, abs=1e-12)
+
+
 def test_unknown_and_unfit_solvers_are_refused_by_name():
     with pytest.raises(
         SolverError, match=r"solver 'NOPE' is not installed \(available: .*CLARABEL"
@@ -84,7 +100,7 @@ def test_mosek_without_a_licence_says_so(monkeypatch):
         SolverError, match=r"MOSEK is installed but has no licence.*MOSEKLM_LICENSE"
     ):
         ConicSolver("MOSEK").solve(program)
-    assert default_solver(program).solve(program).solver == "CLARABEL"
+    assert ConicSolver().solve(program).solver == "CLARABEL"
 
 
 def test_missing_extra_is_named():

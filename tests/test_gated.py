@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import cvxpy as cp
 import numpy as np
 import pytest
+import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.backends import cvxpy as cvxpy_backend
@@ -11,7 +14,7 @@ from convexrobust.perturbations import LpBall
 from convexrobust.program import FORMULATIONS, ConvexProgram
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import ConicSolver
-from convexrobust.solvers.gated import GatedRelaxation, solve_gated, solver, to_relu
+from convexrobust.solvers.gated import GatedRelaxation, proximal_point, solve_gated, solver, to_relu
 from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
 
 CASES = [(loss, 2) for loss in LOSSES] + [(loss, 3) for loss in MARGIN_LOSSES]
@@ -155,6 +158,41 @@ def test_time_limit():
     with pytest.warns(ConvergenceWarning, match="time limit"):
         found = solve_gated(nominal(Squared()), tol=0.0, time_limit=0.0)
     assert found.status == "time limit"
+
+
+class TestOverflow:
+    """Whatever overflows ends the run; the last certified point counts."""
+
+    @pytest.mark.usefixtures("method")
+    def test_of_single_precision(self):
+        program = nominal(Squared())
+        large = replace(program, X=1e25 * program.X)
+        with pytest.warns(ConvergenceWarning, match="'diverged'"):
+            found = solve_gated(large)
+        assert found.status == "diverged"
+        assert found.objective == pytest.approx(0.5 * np.mean(program.y**2))
+        assert not found.U.any()
+
+    @pytest.mark.usefixtures("method")
+    @pytest.mark.parametrize("value", [1e300, np.nan])
+    def test_of_the_start(self, value):
+        program = nominal(Squared())
+        with pytest.warns(ConvergenceWarning, match="'diverged'"):
+            found = solve_gated(program, start=np.full(program.shape, value))
+        assert found.lower_bound <= found.objective == pytest.approx(0.5 * np.mean(program.y**2))
+
+    def test_of_a_newton_step(self, monkeypatch):
+        program = nominal(Squared())
+        nothing = (np.nan * torch.ones(30, 1), -1.0)
+        monkeypatch.setattr(proximal_point, "_direction", lambda *args: nothing)
+        with pytest.warns(ConvergenceWarning, match="'diverged'"):
+            found = solve_gated(program, tol=0.0)
+        assert found.objective == pytest.approx(gated_objective(program, found.U), rel=1e-12)
+        assert found.objective < 0.5 * np.mean(program.y**2)
+
+    def test_of_the_system_of_a_newton_step(self):
+        with pytest.raises(FloatingPointError, match="not finite"):
+            proximal_point._cholesky(torch.tensor([[1.0, 3.0], [3.0, np.nan]]))
 
 
 class TestRelu:

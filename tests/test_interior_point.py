@@ -13,6 +13,9 @@ from convexrobust.perturbations import LpBall
 from convexrobust.program import FORMULATIONS
 from convexrobust.solvers import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint, solver, system
+from convexrobust.solvers.interior_point.data import Data, Neurons
+from convexrobust.solvers.interior_point.iterate import Iterate
+from convexrobust.solvers.interior_point.newton import newton_step
 from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
 
 NOMINAL = LpBall(2, 0.0)
@@ -174,3 +177,13 @@ def test_repr_shows_the_options():
     assert (
         repr(InteriorPoint(tol=1e-4)) == "InteriorPoint(tol=0.0001, max_iter=100, time_limit=None)"
     )
+
+
+def test_a_direction_that_is_no_number_is_not_taken(monkeypatch):
+    program = small_program(Hinge(), BALLS[2], D=few_patterns(Hinge()))
+    iterate = Iterate(Data(program, Neurons.all_of(program)))
+    direct = iterate.cone.direct
+    monkeypatch.setattr(iterate.cone, "direct", lambda change: direct(np.nan * change))
+    before = iterate.cone.s
+    assert not newton_step(iterate)
+    assert iterate.cone.s is before

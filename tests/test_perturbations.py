@@ -8,6 +8,7 @@ from convexrobust.perturbations import DUAL_NORM, LpBall, project_rows
 
 EPSILONS = [0.3, np.array([0.1, 0.0, 0.5, 0.3])]
 NORMS = [1, 2, np.inf]
+norm = xp.norm
 
 
 def random_points(n=40, d=4, seed=0):
@@ -93,6 +94,25 @@ def test_neighbourhood_supports_agree_with_sampling(p):
     pairs = sets.support_pairs(xp, Q.T, rows)
     assert pairs.shape == (3, 30)
     np.testing.assert_allclose(np.diag(pairs[:, rows]), support[rows])
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("reach", [1e-200, 1e-150, 1e-8, 1e8])
+def test_projection_on_sets_of_any_size(p, reach):
+    A = random_points() * np.logspace(-3, 3, 40)[:, None]
+    projected = project_rows(xp, A, np.full((1, 4), reach), p)
+    assert np.all(np.linalg.norm(projected, p, axis=1) <= reach * (1 + 1e-12))
+    unit = project_rows(xp, A / max(reach, 1e-100), np.ones((1, 4)), p)
+    rounding = np.finfo(float).eps * np.abs(A).max() / reach  # of the shrunk entries
+    np.testing.assert_allclose(projected / reach, unit, atol=np.clip(rounding, 1e-6, 1.0))
+
+
+def test_projection_on_a_small_cross_polytope_stops_where_rounding_does(monkeypatch):
+    """The reach is near the rounding of A, so that the norm cannot come close to 1."""
+    norms = []
+    monkeypatch.setattr(xp, "norm", lambda *args, **kw: norms.append(0) or norm(*args, **kw))
+    project_rows(xp, random_points(), np.full((1, 4), 1e-14), 1)
+    assert len(norms) < 20
 
 
 def test_box_support_is_exact():

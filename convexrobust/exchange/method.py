@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,11 +20,13 @@ from convexrobust.exchange.inner_maximum import (
 from convexrobust.exchange.solution import ExchangeSolution, Round
 from convexrobust.network import TwoLayerReLU
 from convexrobust.program import ConvexProgram, Progress, Solution
-from convexrobust.solvers import ConicSolver, Solver
+from convexrobust.solvers import ConicSolver, Solver, default_solver
 from convexrobust.solvers.monitor import ConvergenceWarning, warn_early
 
 _INNER = ("exact", "attack")
 _PATTERNS = ("all", "grow", "fixed")
+_SHARE = 0.1  # of tol that a solver chosen here may leave open
+_SMALLEST_TOL = 1e-4  # but no less: ADMM would take for ever
 _WORSE = 0.1  # times tol: the relative rise of a loss from which a point becomes a copy
 
 
@@ -33,9 +36,10 @@ class Exchange:
     Parameters
     ----------
     solver : Solver, optional
-        Solves the restricted programs, which have ``copy_of`` and epsilon 0. By default
-        `ConicSolver`; another one has to be more accurate than ``tol``, and to return multipliers
-        with ``patterns="all"``.
+        Solves the restricted programs, which have ``copy_of`` and epsilon 0. It has to be more
+        accurate than ``tol``, and to return multipliers with ``patterns="all"``. By default it is
+        `ConicSolver` for ``patterns="all"``, else what `default_solver` returns for each of them,
+        with a tenth of ``tol`` but at least 1e-4.
     inner : {"exact", "attack"}
         How worst perturbations are found: by `exact_margins` (small problems), or by `pgd`.
     patterns : {"all", "grow", "fixed"}
@@ -141,9 +145,12 @@ class _Run:
         self.clock = time.perf_counter()
         self.rng = np.random.default_rng(options.random_state)
         self.copies = Copies(program)
-        self.solver = ConicSolver() if options.solver is None else options.solver
+        every = options.patterns == "all"  # whose pricing needs accurate multipliers
+        self.solver = ConicSolver() if options.solver is None and every else options.solver
         self.rounds: list[Round] = []
         self.solver_seconds, self.lower_bound, self.value = 0.0, -np.inf, np.inf
+        self.restricted: ConvexProgram  # the last, and its solution
+        self.solved: Solution
         self.network: TwoLayerReLU  # the best, of this value
         self.attack: Attack
 
@@ -190,13 +197,23 @@ class _Run:
 
     def _solved(self, formulation) -> Solution:
         """Solve the restricted program; what is left open counts in the end, not here."""
-        self.restricted = self.copies.program(self.program, formulation)
-        start = Solution(self.copies.V, self.copies.W, np.inf) if self.rounds else None
+        restricted = self.copies.program(self.program, formulation)
+        tol = max(_SHARE * self.options.tol, _SMALLEST_TOL)
+        solver = self.solver or default_solver(restricted, tol)
+        start = self._start(restricted) if self.rounds else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            solved = self.solver.solve(self.restricted, start)
-        self.solver_seconds += solved.solver_seconds
-        return solved
+            self.restricted, self.solved = restricted, solver.solve(restricted, start)
+        self.solver_seconds += self.solved.solver_seconds
+        return self.solved
+
+    def _start(self, restricted) -> Solution:
+        """Return the last solution as a start; its multipliers fit the same rows and patterns."""
+        start = Solution(self.copies.V, self.copies.W, np.inf, state=self.solved.state)
+        old, new = self.restricted, restricted
+        if np.array_equal(old.X, new.X) and np.array_equal(old.D, new.D):
+            return replace(start, multipliers=self.solved.multipliers)
+        return start
 
     def _attacked(self, network) -> Attack:
         if self.options.inner == "exact":
@@ -253,7 +270,7 @@ class _Run:
             attack.objective,
             lower_bound=self.lower_bound if every else min(self.lower_bound, attack.objective),
             status=status,
-            solver=f"Exchange({type(self.solver).__name__})",
+            solver=f"Exchange({self.solved.solver})",
             n_iter=len(self.rounds),
             seconds=self.seconds,
             solver_seconds=self.solver_seconds,

@@ -24,6 +24,7 @@ _SMALLEST_BETAS = (1e-3, 1.0)
 _USABLE = ("optimal", "optimal_inaccurate", "user_limit")
 _PROVEN = 1e-4  # relative gap from which a point counts as optimal, whatever the solver says
 _FEASIBLE = 1e-6  # cone violation up to which it does
+_OPEN = 1e-3  # relative gap above which a point does not, whatever the solver says
 
 
 class SolverError(RuntimeError):
@@ -83,7 +84,8 @@ class ConicSolver:
         -----
         ConvergenceWarning
             If the solver stopped early or calls its answer inaccurate, unless the valid gap
-            proves the point optimal to 1e-4 (relative).
+            proves the point optimal to 1e-4 (relative). Also, with status "gap open", if it calls
+            a point optimal whose valid gap is above 1e-3, unless beta = 0 leaves no bound.
 
         Raises
         ------
@@ -260,8 +262,12 @@ class _Compiled:
             n_iter=int(stats.num_iters or 0),
             solver_seconds=float(stats.solve_time or 0.0),
         )
-        proven = found.relative_gap <= _PROVEN and found.cone_violation <= _FEASIBLE
-        return replace(found, status="optimal") if proven else found
+        if found.relative_gap <= _PROVEN and found.cone_violation <= _FEASIBLE:
+            return replace(found, status="optimal")
+        bounded = self.program.regularizer.beta > 0.0
+        if status == "optimal" and bounded and found.relative_gap > _OPEN:
+            return replace(found, status="gap open")
+        return found
 
     def multipliers(self) -> Multipliers:
         """Return the dual point that the solver found."""

@@ -91,8 +91,10 @@ class Monitor:
         return False
 
     def _rank(self, found):
-        # Outside the cones an objective may be below their optimum: any point inside comes first.
-        return found.cone_violation > self.tol, found.objective
+        # Outside the cones an objective may be below their optimum, the farther the lower: any
+        # point inside comes first, then the one that is least far outside.
+        outside = found.cone_violation > self.tol
+        return outside, found.cone_violation if outside else found.objective
 
     @property
     def gap(self) -> float:

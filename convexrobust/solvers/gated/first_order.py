@@ -27,13 +27,18 @@ def accelerate(run: Run, point: Point, n_steps: int) -> Point:
 
 
 def gradient_step(run: Run, gates, Y, FY, R, G):
-    """Return the proximal gradient step from Y and its outputs, after checking its bound."""
+    """Return the proximal gradient step from Y and its outputs, after checking its bound.
+
+    Raises FloatingPointError where it overflows.
+    """
     value = run.loss.value(FY)
     while True:
         new, _ = run.shrunk(Y - G / run.lipschitz, 1.0 / run.lipschitz)
         F = gates.outputs(new).to(torch.float64)
         # The linear term is taken in the outputs, where less is lost to rounding.
         above = run.loss.value(F) - value - float((R * (F - FY)).sum())
+        if not np.isfinite(above):  # no constant would ever meet the bound
+            raise FloatingPointError("a proximal gradient step overflowed")
         if 2.0 * above <= run.lipschitz * float(((new - Y) ** 2).sum()) + 1e-6 * abs(value):
             return new, F
         run.lipschitz *= 1.5

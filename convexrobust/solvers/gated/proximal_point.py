@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from convexrobust.solvers.gated.run import Point, Run
@@ -30,7 +31,8 @@ def proximal_point(run: Run, point: Point, sigma: float) -> tuple[Point, int]:
     With f the outputs at the solution and F the linear map of the gates, it is
     :math:`U = \mathrm{shrunk}(U_0 - \sigma F'\nabla(f))`, so that :math:`f = F U` are
     n C semi-smooth equations, solved by Newton's method. The primal value at U exceeds the
-    dual one at f by a Bregman distance of the loss, which says when to stop.
+    dual one at f by a Bregman distance of the loss, which says when to stop. Raises
+    FloatingPointError where a step overflows.
     """
     trial = _trial(run, point, point.f, sigma)
     for n_steps in range(MAX_STEPS + 1):
@@ -39,9 +41,12 @@ def proximal_point(run: Run, point: Point, sigma: float) -> tuple[Point, int]:
             break
         step, slope = _direction(run, trial, sigma)
         t, new = 1.0, _trial(run, point, run.loss.moved(trial.f, step), sigma)
-        while new.merit > trial.merit + 1e-4 * t * slope + 1e-13 * abs(trial.merit) and t > 1e-4:
+        highest = trial.merit + 1e-13 * abs(trial.merit)
+        while not new.merit <= highest + 1e-4 * t * slope and t > 1e-4:  # NaN is too high as well
             t /= 2.0
             new = _trial(run, point, run.loss.moved(trial.f, t * step), sigma)
+        if not np.isfinite(new.merit):
+            raise FloatingPointError("a Newton step overflowed at every length")
         trial = new
         run.n_iter += 1
     return run.certify(trial.U, trial.F, trial.f, trial.G), n_steps
@@ -103,6 +108,8 @@ def _cholesky(M):
     factor, failed = torch.linalg.cholesky_ex(M)
     extra = 1e-6 * float(M.diagonal().max())
     while failed:
+        if not M.isfinite().all():
+            raise FloatingPointError("the system of a Newton step is not finite")
         M.diagonal().add_(extra)
         extra *= 10.0
         factor, failed = torch.linalg.cholesky_ex(M)

@@ -108,13 +108,18 @@ class Run:
         return self.beta * float(U.norm(dim=0).sum())
 
     def certify(self, U, F=None, f=None, G=None) -> Point:
-        """Return the point at U after recording its objective, and the bound of its derivative."""
+        """Return the point at U after recording its objective, and the bound of its derivative.
+
+        Raises FloatingPointError, with nothing recorded, if the objective is not finite.
+        """
         U = U.to(torch.float64)
         F = self.exact.outputs(U) if F is None else F
         f = F if f is None else f
         multipliers, R = self.loss.derivative(f)
         G = self.exact.adjoint(R) if G is None else G
         objective = self.loss.true_value(F) + self.penalty(U)
+        if not np.isfinite(objective):
+            raise FloatingPointError("the objective is not finite")
         size = float(self.exact.sizes(multipliers.sum(dim=1)).norm())
         a = multipliers.cpu().numpy()
         bound = lower_bound(self.program, a, float(G.norm(dim=0).max()), size)

@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from convexrobust.program import ConvexProgram
 from convexrobust.solvers.gated.first_order import accelerate
 from convexrobust.solvers.gated.proximal_point import MAX_STEPS, proximal_point
-from convexrobust.solvers.gated.run import Point, Run
+from convexrobust.solvers.gated.run import Run
 from convexrobust.solvers.gated.weights_newton import newton
 
 _SMALL = 4000  # equations n C up to which they are solved by a Cholesky factorisation
@@ -31,8 +31,8 @@ class GatedSolution:
         Mean loss plus penalty at U, in float64.
     lower_bound : float
         A valid lower bound of the gated program, and so of every ReLU program on its patterns.
-    status : {"optimal", "iteration limit", "time limit", "interrupted"}
-        Why the solver stopped.
+    status : {"optimal", "iteration limit", "time limit", "interrupted", "diverged"}
+        Why the solver stopped; "diverged" means that a step overflowed.
     n_iter : int
         Proximal gradient steps plus Newton steps.
     seconds : float
@@ -115,7 +115,7 @@ def solve_gated(
     Warns
     -----
     ConvergenceWarning
-        If the gap is not closed.
+        If the gap is not closed, be it that a step overflowed: the best point before it counts.
 
     Notes
     -----
@@ -128,8 +128,10 @@ def solve_gated(
     """
     _check_arguments(program, tol, dtype, chunk_size, start)
     run = Run(program, getattr(torch, dtype), device, chunk_size)
-    point = run.certify(_first_weights(program, start, device))
-    status = _improve(run, point, tol, max_iter, np.inf if time_limit is None else time_limit)
+    first = _first_weights(program, start, device)
+    status = _improve(run, first, tol, max_iter, np.inf if time_limit is None else time_limit)
+    if run.best is None:  # the start overflowed; no weights do not
+        run.certify(0.0 * torch.nan_to_num(first))
     found = GatedSolution(
         U=run.best.permute(1, 0, 2).cpu().numpy(),
         objective=run.objective,
@@ -144,7 +146,8 @@ def solve_gated(
         warnings.warn(
             f"solve_gated stopped with status {status!r} after {found.n_iter} steps: objective "
             f"{found.objective:.6g}, lower bound {found.lower_bound:.6g}. Both are valid; for a "
-            "smaller gap allow more iterations or time, or increase beta.",
+            "smaller gap allow more iterations or time, increase beta, scale the features, or use "
+            "dtype='float64'.",
             ConvergenceWarning,
             stacklevel=2,
         )
@@ -171,10 +174,10 @@ def _first_weights(program, start, device):
     return torch.tensor(start, dtype=torch.float64, device=device).permute(1, 0, 2)
 
 
-def _improve(run: Run, point: Point, tol, max_iter, time_limit) -> str:
-    """Improve the point until the gap is closed or a limit is met; return the status."""
+def _improve(run: Run, first, tol, max_iter, time_limit) -> str:
+    """Improve the first weights until the gap is closed or a limit is met; return the status."""
     small = len(run.program.X) * run.program.n_outputs <= _SMALL
-    steps = _proximal_steps(run, point) if small else _weight_steps(run, point)
+    steps = (_proximal_steps if small else _weight_steps)(run, first)
     try:
         for _ in steps:
             if run.gap <= tol:
@@ -183,13 +186,16 @@ def _improve(run: Run, point: Point, tol, max_iter, time_limit) -> str:
                 return "iteration limit"
             if run.seconds > time_limit:
                 return "time limit"
+    except (FloatingPointError, torch.linalg.LinAlgError):  # the latter for eigenvalues of NaN
+        return "diverged"
     except KeyboardInterrupt:
         pass
     return "interrupted"
 
 
-def _proximal_steps(run: Run, point: Point) -> Iterator[None]:
-    """Yield after every improvement by the proximal point method."""
+def _proximal_steps(run: Run, first) -> Iterator[None]:
+    """Yield at the first weights, and after every improvement by the proximal point method."""
+    point = run.certify(first)
     yield
     point = accelerate(run, point, 60)
     sigma = 1e3 / run.lipschitz
@@ -204,8 +210,9 @@ def _proximal_steps(run: Run, point: Point) -> Iterator[None]:
             sigma /= 3.0
 
 
-def _weight_steps(run: Run, point: Point) -> Iterator[None]:
-    """Yield after every improvement by Newton's method, and by gradients where it stalls."""
+def _weight_steps(run: Run, first) -> Iterator[None]:
+    """Yield there and after every improvement by Newton's method, or gradients where it stalls."""
+    point = run.certify(first)
     yield
     while True:
         point, well = newton(run, point)

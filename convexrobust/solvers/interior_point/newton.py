@@ -21,7 +21,7 @@ def newton_step(iterate: Iterate) -> bool:
     except np.linalg.LinAlgError:  # rounding left nothing to factor
         return False
     length = min(1.0, _TO_BOUNDARY * _longest(iterate))
-    if length <= _SHORTEST_STEP:
+    if length <= _SHORTEST_STEP or not _finite(iterate):
         return False
     iterate.move(length)
     return True
@@ -38,6 +38,11 @@ def _centred(iterate) -> float:
 def _longest(iterate) -> float:
     """Return the longest step inside all cones."""
     return min(cone.longest() for cone in iterate.cones)
+
+
+def _finite(iterate) -> bool:
+    """Tell whether the direction is made of numbers: NaN has no longest step."""
+    return all(np.isfinite(step).all() for cone in iterate.cones for step in (cone.ds, cone.dz))
 
 
 def _aim(iterate, system, mu, correct):
