@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from convexrobust.estimators import ConvexRobustClassifier, ConvexRobustRegressor
+from convexrobust.estimators import (
+    ConvexRobustClassifier,
+    ConvexRobustRegressor,
+    RegularizationPath,
+    largest_beta,
+    regularization_path,
+)
+from convexrobust.exchange import Exchange, ExchangeSolution
 from convexrobust.losses import (
     Absolute,
     EpsilonInsensitive,
@@ -22,7 +29,13 @@ from convexrobust.patterns import (
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import ConicSolver, SolverError, default_solver
+from convexrobust.solvers import (
+    ConicSolver,
+    InteriorPoint,
+    SolverError,
+    WorkingSet,
+    default_solver,
+)
 
 __version__ = "0.1.0"
 
@@ -33,19 +46,26 @@ __all__ = [
     "ConvexRobustClassifier",
     "ConvexRobustRegressor",
     "EpsilonInsensitive",
+    "Exchange",
+    "ExchangeSolution",
     "GroupLasso",
     "Hinge",
+    "InteriorPoint",
     "Logistic",
     "LpBall",
+    "RegularizationPath",
     "Solution",
     "SolverError",
     "Squared",
     "SquaredHinge",
     "TwoLayerReLU",
+    "WorkingSet",
     "count_patterns",
     "default_solver",
     "enumerate_patterns",
+    "largest_beta",
     "patterns_of",
+    "regularization_path",
     "required_patterns",
     "sample_patterns",
 ]

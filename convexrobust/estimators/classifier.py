@@ -26,9 +26,10 @@ _MULTI_CLASS = ("joint", "ovr")
 class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
     r"""Two-layer ReLU network, trained adversarially by convex optimisation.
 
-    Minimises the mean worst-case loss over all perturbations of the training points plus weight
-    decay, over all networks whose neurons have one of the sampled activation patterns. The
-    problem is convex: its optimum is global and comes with a lower bound that proves it.
+    Minimises a certified bound of the mean worst-case loss over all perturbations of the training
+    points, plus weight decay, over all networks whose neurons have one of the activation patterns
+    used. The problem is convex: its optimum is global over these networks and comes with a lower
+    bound that proves it.
 
     Parameters
     ----------
@@ -41,21 +42,27 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
         Weight decay.
     loss : Loss, optional
         `Hinge` (default), `SquaredHinge` or `Logistic` of `convexrobust.losses`.
-    formulation : {"soft", "one-sided", "hard"}, default="soft"
+    formulation : {"soft", "one-sided", "hard", "exchange"}, default="soft"
         "soft" bounds the worst case by slacks and is always feasible; "hard" is the published
         program, whose neurons may not change sign on any ball; "one-sided" lies between.
+        "exchange" trains on worst perturbations instead of a bound, by `convexrobust.Exchange`
+        with growing patterns; they are exact for up to 200 rows, else found by an attack.
     n_patterns : int, optional
-        Activation patterns to sample. Default: 4 to 20, fewer for larger data, so that the fit
-        takes seconds.
+        Activation patterns to sample. By default they are generated, see ``solver``, or sampled
+        where that is not so: 4 to 50, fewer for more features and classes.
     solver : Solver, optional
-        Default: ``convexrobust.solvers.default_solver``, Clarabel.
+        Solves the convex programs, under "exchange" those on the copies. By default
+        `convexrobust.default_solver` chooses one for the size; with the soft formulation, and
+        neither ``n_patterns`` nor ``patterns``, a `convexrobust.WorkingSet` around it generates
+        the patterns.
     bounds : tuple (lo, hi), optional
         Legal range of the features, numbers or arrays of shape (n_features,).
     fit_intercept : bool, default=True
         Give the neurons a bias. It is never perturbed.
     patterns : str or array of shape (n, P), optional
         Where patterns come from: the name of a sampler ("gaussian", "data", "means", "pca"; see
-        `convexrobust.patterns.sample_patterns`), or the 0/1 matrix itself, for the rows of X.
+        `convexrobust.patterns.sample_patterns`), or the 0/1 matrix itself, for the rows of X. By
+        default they are generated where ``solver`` says so, else "gaussian".
     warm_start : bool, default=False
         Add the patterns of the previous fit's network, so that the objective can only improve on
         it, and start from there.
@@ -63,7 +70,7 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
         More than two classes: one program with certified pairwise margins, or one binary program
         for each class over shared patterns.
     random_state : int, RandomState or None
-        Seed of the sampler.
+        Seed of the sampler, and of what generates patterns or attacks.
 
     Attributes
     ----------
@@ -72,17 +79,21 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
     network_ : TwoLayerReLU
         The network.
     solution_ : Solution
-        The convex solution.
+        The convex solution, with its patterns ``solution_.D`` and, in
+        ``solution_.lower_bound_scope``, what the lower bound is about; under "exchange" a
+        `convexrobust.ExchangeSolution` (unless ``multi_class="ovr"`` joins several).
     patterns_ : ndarray of shape (n_rows, P)
-        The patterns used, for the distinct rows of X.
+        The patterns used, ``solution_.D``, for the distinct rows of X (for all of them where
+        ``patterns`` is a matrix); under "exchange" those of the network's neurons.
     objective_ : float
         Worst-case objective: a valid upper bound of the network's on the training data.
     lower_bound_ : float
-        Valid lower bound on the optimum over the patterns used.
+        Valid lower bound on the optimum over the patterns used; under "exchange" over those at the
+        copies of the last round.
     gap_ : float
         ``objective_ - lower_bound_``.
     n_iter_ : int
-        Iterations of the solver.
+        Iterations of the solver, or rounds of exchange.
     solver_ : Solver
         The solver used.
 
@@ -101,7 +112,8 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
     >>> from sklearn.preprocessing import scale
     >>> from convexrobust import ConvexRobustClassifier
     >>> X, y = load_breast_cancer(return_X_y=True)
-    >>> model = ConvexRobustClassifier(epsilon=0.2, random_state=0).fit(scale(X)[:100], y[:100])
+    >>> model = ConvexRobustClassifier(epsilon=0.2, beta=1e-2, random_state=0)
+    >>> model = model.fit(scale(X)[:100], y[:100])
     >>> model.robust_score(scale(X)[100:], y[100:]) > 0.7  # proven, not attacked
     True
     """

@@ -19,9 +19,9 @@ from convexrobust.losses import Squared
 class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
     r"""Two-layer ReLU regression, trained adversarially by convex optimisation.
 
-    Minimises the mean worst-case loss over all perturbations of the training points plus weight
-    decay; see `ConvexRobustClassifier`, whose parameters and attributes these are. The mean of y
-    becomes the network's output bias.
+    Minimises a certified bound of the mean worst-case loss over all perturbations of the training
+    points, plus weight decay; see `ConvexRobustClassifier`, whose parameters and attributes these
+    are. The mean of y becomes the network's output bias.
 
     Parameters
     ----------
@@ -33,22 +33,26 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
         Weight decay.
     loss : Loss, optional
         `Squared` (default), `Absolute` or `EpsilonInsensitive` of `convexrobust.losses`.
-    formulation : {"soft", "one-sided", "hard"}, default="soft"
-        Treatment of the robust cones; "one-sided" is the same as "hard" here.
+    formulation : {"soft", "one-sided", "hard", "exchange"}, default="soft"
+        Treatment of the robust cones, where "one-sided" is the same as "hard" here; "exchange"
+        trains on worst perturbations, see `convexrobust.Exchange`.
     n_patterns : int, optional
-        Activation patterns to sample. Default: 4 to 20, fewer for larger data.
+        Activation patterns to sample. By default they are generated, see ``solver``, or sampled
+        where that is not so: 4 to 50, fewer for more features.
     solver : Solver, optional
-        Default: Clarabel.
+        By default `convexrobust.default_solver` chooses one for the size; with the soft
+        formulation, and neither ``n_patterns`` nor ``patterns``, a `convexrobust.WorkingSet` around
+        it generates the patterns.
     bounds : tuple (lo, hi), optional
         Legal range of the features.
     fit_intercept : bool, default=True
         Give the neurons a bias and the network an output bias.
     patterns : str or array of shape (n, P), optional
-        Where patterns come from.
+        Where patterns come from: a sampler, or the 0/1 matrix for the rows of X.
     warm_start : bool, default=False
         Add the patterns of the previous fit's network and start from it.
     random_state : int, RandomState or None
-        Seed of the sampler.
+        Seed of the sampler, and of what generates patterns or attacks.
 
     Attributes
     ----------

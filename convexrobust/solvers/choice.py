@@ -9,7 +9,7 @@ from convexrobust.program import ConvexProgram, Solution
 from convexrobust.solvers.conic import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint
 
-_DENSE = 2000  # unknowns up to which a few dozen dense factorisations take seconds
+_DENSE = 2000  # unknowns, or rows, up to which a few dozen dense factorisations take seconds
 
 
 class Solver(Protocol):
@@ -25,9 +25,10 @@ def default_solver(
 ) -> Solver:
     r"""Return the solver for the patterns of a program that its size asks for.
 
-    `InteriorPoint` up to 2000 unknowns (2 C d P) or where its factorisations fall into small
-    blocks (no perturbed slopes, at most 2000 rows); beyond that `ADMM`, or `ConicSolver` where
-    torch is not installed. Programs with copies go to `ADMM` or `ConicSolver`.
+    `InteriorPoint` up to 2000 unknowns (2 C d P), and up to 2000 rows where cones are constraints
+    (few neurons remain, see there) or nothing is perturbed (the factorisations fall into blocks);
+    beyond that `ADMM`, or `ConicSolver` where torch is not installed. Programs with copies go to
+    `ADMM` or `ConicSolver`.
 
     Parameters
     ----------
@@ -40,8 +41,8 @@ def default_solver(
     """
     unknowns, n = 2 * program.D.shape[1] * program.X.shape[1] * program.n_outputs, len(program.X)
     if program.copy_of is None:
-        by_neuron = program.sets.radius == 0.0 and n <= _DENSE
-        if unknowns <= _DENSE or by_neuron:
+        sparse = program.sets.radius == 0.0 or program.formulation != "soft"
+        if unknowns <= _DENSE or (sparse and n <= _DENSE):
             return InteriorPoint(1e-4 if tol is None else tol)
     elif n * unknowns <= 20 * _DENSE:
         return ConicSolver()

@@ -12,7 +12,9 @@ from convexrobust.solvers.interior_point.newton import newton_step
 from convexrobust.solvers.monitor import Monitor
 
 _FEWEST = 8  # neurons in play
-_UNKNOWNS, _NOMINAL_UNKNOWNS = 6000, 40_000  # up to which all neurons are in play
+# Unknowns up to which all neurons are in play: robust cones leave few neurons at the optimum, soft
+# ones many, and nominal ones have a Newton system whose size is that of the rows.
+_ROBUST_UNKNOWNS, _SOFT_UNKNOWNS, _NOMINAL_UNKNOWNS = 1000, 6000, 40_000
 _IDLE = 0.15  # times the relative gap: shorter than that by the longest, and a neuron is dropped
 _FIRST_LEVEL = 0.1  # relative gap at which the neurons left out are looked at first
 _VIOLATED = 0.01  # share of the relative gap that a dual residual may exceed beta by
@@ -25,13 +27,13 @@ class InteriorPoint:
     ----------
     tol : float, default=1e-6
         Certified relative duality gap to reach; cone rows may be violated by as much.
-    max_iter : int, default=100
-        Newton steps at most.
+    max_iter : int, default=300
+        Newton steps at most, for all choices of the neurons in play together.
     time_limit : float, optional
         Seconds after which to stop.
     """
 
-    def __init__(self, tol: float = 1e-6, max_iter: int = 100, time_limit: float | None = None):
+    def __init__(self, tol: float = 1e-6, max_iter: int = 300, time_limit: float | None = None):
         self.tol = tol
         self.max_iter = max_iter
         self.time_limit = time_limit
@@ -92,7 +94,7 @@ class _Run:
         self.program, self.monitor, self.max_iter = program, monitor, max_iter
         self.scale = program.solution(*np.zeros((2, *program.shape))).objective
         neurons, self.left_out = _first_in_play(program)
-        self.may_drop = len(neurons.signs) > _FEWEST
+        self.may_drop = True
         self._begin(neurons)
 
     def _begin(self, neurons):
@@ -164,8 +166,7 @@ class _Run:
 def _first_in_play(program):
     """Return the neurons to begin with, and those left out unless it is all of them."""
     everything = Neurons.all_of(program)
-    nominal = program.sets.radius == 0.0 and program.formulation != "soft"
-    few = max(_FEWEST, (_NOMINAL_UNKNOWNS if nominal else _UNKNOWNS) // program.shape[1])
+    few = max(_FEWEST, _unknowns(program) // program.shape[1])
     if len(everything.signs) <= few:
         return everything, None
     # Any neuron will do: the multipliers of the margins at the start know nothing of neurons.
@@ -173,6 +174,13 @@ def _first_in_play(program):
     left_out = LeftOut(program, everything, start.data.cone_rows)
     distances = left_out.solve(start.multipliers(), n_iter=30)
     return _split(left_out, np.argsort(-distances), few // 2)
+
+
+def _unknowns(program) -> int:
+    """Return how many unknowns are in play to begin with, at most."""
+    if program.formulation == "soft":
+        return _SOFT_UNKNOWNS
+    return _NOMINAL_UNKNOWNS if program.sets.radius == 0.0 else _ROBUST_UNKNOWNS
 
 
 def _split(left_out, order, count):
