@@ -39,8 +39,12 @@ class Loss(ABC):
     task: ClassVar[str]
     smoothness: ClassVar[float]
     largest_multiplier: ClassVar[float]
-    threshold: float
-    steepness: float
+    steepness: ClassVar[float]
+
+    @property
+    @abstractmethod
+    def threshold(self) -> float:
+        """See above."""
 
     @abstractmethod
     def value(self, xp, margins):

@@ -421,8 +421,9 @@ class Solution:
         Wall time of the solver call, set-up and bounds included.
     solver_seconds : float
         Of these the time inside the numerical solver.
-    lower_bound_scope : {"patterns", "all patterns"}
-        What the lower bound is about: the best network with the patterns used, or with any.
+    lower_bound_scope : {"patterns", "all patterns, not refuted", "all patterns"}
+        What the lower bound is about: the best network with the patterns used; with any, as far as
+        a search could tell; or with any, proven.
     multipliers : Multipliers, optional
         The dual point of the lower bound.
     history : tuple of Progress

@@ -13,6 +13,7 @@ from convexrobust.certificates import exact_objective
 from convexrobust.exchange import Exchange, ExchangeSolution
 from convexrobust.exchange.cells import dual_cones, price_cells
 from convexrobust.exchange.copies import Copies
+from convexrobust.exchange.inner_maximum import pgd_attack
 from convexrobust.losses import (
     Absolute,
     EpsilonInsensitive,
@@ -222,6 +223,23 @@ def test_start_brings_its_worst_points():
     assert again.status == "optimal"
     assert again.n_iter <= first.n_iter
     assert again.rounds[0].n_copies > len(program.X)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_network_is_improved_on():
+    """Its neurons and worst points come first, and mixtures with it are tried."""
+    program = few(n=12)
+    rng = np.random.default_rng(0)
+    network = TwoLayerReLU(rng.normal(size=(3, 5)), 0.2 * rng.normal(size=(5, 1)))
+    given = pgd_attack(program, network, rng)
+    options = {"inner": "attack", "patterns": "grow"}
+    found = Exchange(network=network, max_rounds=1, **options).solve(program)
+    assert found.attacked_objective <= given.attacked_objective
+    assert found.rounds[0].n_copies > len(program.X)
+    better = Exchange(network=network, max_rounds=4, **options).solve(program)
+    assert better.attacked_objective < 0.9 * given.attacked_objective
+    with pytest.raises(ValueError, match=r"network has .* \(1, 1, True\), but the program asks"):
+        Exchange(network=TwoLayerReLU(np.ones((2, 1)), np.ones((1, 1)))).solve(program)
 
 
 def test_the_round_limit_warns_and_keeps_valid_bounds():

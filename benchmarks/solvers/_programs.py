@@ -19,6 +19,7 @@ class DataSet:
 
     load: Callable[[], tuple[np.ndarray, np.ndarray]]
     n_patterns: int
+    nominal_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ DATA = {
     "synthetic N=200 d=20 P=30": DataSet(lambda: synthetic(200, 20), 30),
     "synthetic N=500 d=20 P=50": DataSet(lambda: synthetic(500, 20), 50),
     "breast cancer P=50": DataSet(breast_cancer, 50),
+    "breast cancer P=500": DataSet(breast_cancer, 500, nominal_only=True),
     "digits 3 v 8 P=50": DataSet(digits, 50),
 }
 SMOKE_DATA = {"smoke N=40 d=4 P=5": DataSet(lambda: synthetic(40, 4), 5)}

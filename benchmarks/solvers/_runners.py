@@ -19,6 +19,7 @@ from convexrobust import ConicSolver, TwoLayerReLU, patterns_of
 TOL = 1e-6  # certified gap
 ENDLESS = 10**9  # iterations: only the time limit or the gap ends a run
 FIRST_BUDGET, GROWTH = 100, 4
+PATIENCE = 10.0  # times the limit for Clarabel, so that there is something to compare with
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Runner:
     """How to run a solver.
 
     ``run(program, limit)`` returns rows (seconds, certified objective, cone violation) and the
-    certified lower bound. ``own_patterns`` tells that it trains a network, on whatever patterns its
+    certified lower bound, -inf without one. ``own_patterns`` tells that it trains a network, on whatever patterns its
     gates then have.
     """
 
@@ -35,14 +36,33 @@ class Runner:
     own_patterns: bool = False
 
 
-def conic(name, limit_option):
-    """Return the run of a conic solver, which is one point."""
+def conic(name, limit_option, patience=1.0):
+    """Return the run of a conic solver, which is one point, with a multiple of the limit."""
 
     def run(program, limit):
-        found = ConicSolver(name, **{limit_option: limit}).solve(program)
+        found = ConicSolver(name, **{limit_option: patience * limit}).solve(program)
         return [(found.seconds, found.objective, found.cone_violation)], found.lower_bound
 
     return run
+
+
+def as_written(program, limit):
+    """Solve the formula by cvxpy and Clarabel as it stands, without `ConicSolver`'s modelling."""
+    import cvxpy as cp
+
+    from convexrobust.backends import cvxpy as cvxpy_backend
+
+    clock, (C, d, P) = time.perf_counter(), program.shape
+    V, W = ([cp.Variable((d, P)) for _ in range(C)] for _ in range(2))
+    cones = []
+    if program.formulation != "soft":
+        for U, rows in ((V, program.rows_v), (W, program.rows_w)):
+            gaps = (program.cone_gap(cvxpy_backend, U[c], rows[c]) for c in range(C))
+            cones += [gap <= 0 for gap in gaps]
+    problem = cp.Problem(cp.Minimize(program.objective(cvxpy_backend, V, W)), cones)
+    problem.solve(solver="CLARABEL", time_limit=PATIENCE * limit)
+    found = program.solution([v.value for v in V], [w.value for w in W])
+    return [(time.perf_counter() - clock, found.objective, found.cone_violation)], -np.inf
 
 
 def iterative(module, name, **options):
@@ -131,7 +151,8 @@ def gates_of(program):
 
 
 RUNNERS = {
-    "Clarabel": Runner(conic("CLARABEL", "time_limit")),
+    "cvxpy as written": Runner(as_written),
+    "Clarabel": Runner(conic("CLARABEL", "time_limit", PATIENCE)),
     "SCS": Runner(conic("SCS", "time_limit_secs")),
     "InteriorPoint": Runner(iterative("interior_point", "InteriorPoint")),
     "ADMM": Runner(iterative("admm", "ADMM")),

@@ -1,4 +1,4 @@
-"""Scikit-learn estimators: validate, sample patterns, solve, recover, predict."""
+"""Scikit-learn estimators: validate, choose patterns, solve, recover, predict."""
 
 from convexrobust.estimators.classifier import ConvexRobustClassifier
 from convexrobust.estimators.path import RegularizationPath, largest_beta, regularization_path

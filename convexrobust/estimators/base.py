@@ -15,7 +15,7 @@ from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import ConicSolver, WorkingSet, default_solver
+from convexrobust.solvers import WorkingSet, default_solver
 
 METHODS = ("certified", "attack", "exact")
 FORMULATIONS = ("soft", "one-sided", "hard", "exchange")
@@ -137,7 +137,7 @@ class ConvexRobustEstimator(BaseEstimator):
     def _default_solver(self, program):
         """Return the solver of the program's patterns, or one that generates patterns."""
         solver = default_solver(program)
-        if not self._generates() or isinstance(solver, ConicSolver):
+        if not self._generates():
             return solver
         entries = program.X.size // program.n_outputs
         width = int(np.clip(entries // _ENTRIES_PER_NEURON, *_WIDTHS))

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import linprog
 
-from convexrobust.exchange.inner_maximum import losses_at
+from convexrobust.exchange.inner_maximum import losses_at, neuron_columns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 
 _TOUCHING = 1e-6  # distance from a neuron's hyperplane below which a point is put on both sides
-_MEMORY = 10  # rounds that a pattern without a neuron is kept
+_SAME = 0.99  # cosine from which neurons of one sign and output are merged
 
 
 class Copies:
@@ -20,9 +20,20 @@ class Copies:
 
     A pattern has a gate, which extends it to new rows, an age, the rounds since it had a neuron,
     and the weights V, W that the next solve may start from.
+
+    Parameters
+    ----------
+    program : ConvexProgram
+        The samples, the first copies, and the first patterns.
+    memory : int
+        Rounds that a pattern without a neuron is kept.
+    shortest : float
+        Neurons up to this share of the longest do not count; if positive, nearly parallel ones of
+        inexact solutions are merged.
     """
 
-    def __init__(self, program: ConvexProgram):
+    def __init__(self, program: ConvexProgram, memory=10, shortest=0.0):
+        self.memory, self.shortest = memory, shortest
         self.X, self.samples = program.X, np.arange(len(program.X))
         self.D = np.asarray(program.D, dtype=np.int8)
         self.gates = gates_of(program.X, self.D)
@@ -51,13 +62,17 @@ class Copies:
             self.V, self.W = solved.V, solved.W
             return
         lengths = np.linalg.norm(np.stack([solved.V, solved.W]), axis=2)
+        lengths[lengths <= self.shortest * lengths.max(initial=0.0)] = 0.0
         self.age = np.where(lengths.max(axis=(0, 1)) > 0.0, 0, self.age + 1)
-        D, keep = self.D, self.age <= max(_MEMORY, self.age.min())
+        D, keep = self.D, self.age <= max(self.memory, self.age.min())
         self.D, self.gates, self.age = D[:, keep], self.gates[:, keep], self.age[keep]
         self.V = self.W = np.zeros((*solved.V.shape[:2], len(self.age)))
         which, c, i = np.nonzero(lengths)
         neurons = np.stack([solved.V, solved.W])[which, c, :, i].T
-        self.add_patterns(D[:, i], neurons / lengths[which, c, i])
+        if self.shortest > 0.0:
+            neurons, kept = _merged(neurons, 2 * c + which)
+            which, c, i = which[kept], c[kept], i[kept]
+        self.add_patterns(D[:, i], neurons / np.linalg.norm(neurons, axis=0))
         own = len(self.age) - len(i) + np.arange(len(i))
         for sign, U in enumerate((self.V, self.W)):
             chosen = which == sign
@@ -75,6 +90,13 @@ class Copies:
         worst = np.full(len(program.X), -np.inf)
         np.maximum.at(worst, self.samples, losses_at(program, network, self.X, self.samples))
         return worst
+
+    def add_network(self, network):
+        """Append a pattern for each neuron of a network, and start from its weights."""
+        gates = network.hidden / np.maximum(np.linalg.norm(network.hidden, axis=0), 1e-300)
+        self.add_patterns((self.X @ gates >= 0.0).astype(np.int8), gates)
+        for U, own in zip((self.V, self.W), neuron_columns(network), strict=True):
+            U[:, :, -network.n_neurons :] = own
 
     def add_points(self, X, samples, *, both_sides):
         """Append rows, which gates take to be on one side or, where they touch, on both.
@@ -102,7 +124,7 @@ class Copies:
         self.D, first, group = np.unique(
             self.D[keep], axis=1, return_index=True, return_inverse=True
         )
-        V, W, age = self.V, self.W, np.full(len(first), _MEMORY + 1)
+        V, W, age = self.V, self.W, np.full(len(first), self.memory + 1)
         self.V, self.W = np.zeros((2, *V.shape[:2], len(first)))
         for merged, U in ((self.V, V), (self.W, W)):
             np.add.at(merged, (slice(None), slice(None), group.ravel()), U)
@@ -120,3 +142,20 @@ def gates_of(X, D) -> np.ndarray:
         rows = np.hstack([-signs[:, None] * X, -np.eye(n)])
         gates.append(linprog(prices, A_ub=rows, b_ub=-np.ones(n), bounds=free).x[:d])
     return np.array(gates).T / np.maximum(np.linalg.norm(gates, axis=1), 1e-300)
+
+
+def _merged(neurons, kinds):
+    """Add up nearly parallel neurons (d, m) of one kind; return the sums and the places kept.
+
+    The sum is no longer than they are together.
+    """
+    lengths, left = np.linalg.norm(neurons, axis=0), np.ones(len(kinds), dtype=bool)
+    sums, kept = [], []
+    for i in np.argsort(-lengths):
+        if left[i]:
+            cosines = neurons[:, i] @ neurons / (lengths[i] * lengths)
+            same = left & (kinds == kinds[i]) & (cosines >= _SAME)
+            left &= ~same
+            sums.append(neurons[:, same].sum(axis=1))
+            kept.append(i)
+    return np.array(sums).reshape(len(kept), -1).T, np.array(kept, dtype=int)

@@ -41,7 +41,7 @@ def pgd_attack(program, network, rng) -> Attack:
     """Return the points of `pgd`, and the interval of the network's own gates as upper bound."""
     X = program.X[:, : network.n_features]
     loss = worst_margin_objective(network, program.y, task=program.loss.task)
-    points = pgd(loss, X, program.perturbation, n_restarts=2, random_state=rng)
+    points = pgd(loss, X, program.perturbation, n_steps=50, n_restarts=2, random_state=rng)
     V, W = neuron_columns(network)
     own = replace(program, D=program.sets.center @ network.hidden >= 0.0, formulation="soft")
     objective = own.mean_loss(numpy_backend, own.safe_margins(V, W))

@@ -25,8 +25,10 @@ from convexrobust.solvers.monitor import ConvergenceWarning, warn_early
 
 _INNER = ("exact", "attack")
 _PATTERNS = ("all", "grow", "fixed")
-_SHARE = 0.1  # of tol that a solver chosen here may leave open
+_SHARE = 0.1  # of the bracket, or of tol, that a solver chosen here may leave open
+_ROUGHEST = 0.03  # but no more
 _SMALLEST_TOL = 1e-4  # but no less: ADMM would take for ever
+_SHARES = (0.5, 0.2, 0.05)  # of the new network in the mixtures with the best one
 _WORSE = 0.1  # times tol: the relative rise of a loss from which a point becomes a copy
 
 
@@ -35,6 +37,9 @@ class Exchange:
 
     Parameters
     ----------
+    network : TwoLayerReLU, optional
+        A network, trained by any method: its gates are among the first patterns and its worst
+        points among the first copies, and the result is at least as good.
     solver : Solver, optional
         Solves the restricted programs, which have ``copy_of`` and epsilon 0. It has to be more
         accurate than ``tol``, and to return multipliers with ``patterns="all"``. By default it is
@@ -81,6 +86,7 @@ class Exchange:
     def __init__(
         self,
         *,
+        network: TwoLayerReLU | None = None,
         solver: Solver | None = None,
         inner="exact",
         patterns="all",
@@ -95,6 +101,7 @@ class Exchange:
         _check_one_of("patterns", patterns, _PATTERNS)
         if max_rounds < 1 or n_copies < 1:
             raise ValueError(f"max_rounds={max_rounds} and n_copies={n_copies} must be at least 1.")
+        self.network = network
         self.solver = solver
         self.inner = inner
         self.patterns = patterns
@@ -104,6 +111,12 @@ class Exchange:
         self.most_cells = most_cells
         self.time_limit = time_limit
         self.random_state = random_state
+
+    def __repr__(self):
+        return (
+            f"Exchange(inner={self.inner!r}, patterns={self.patterns!r}, tol={self.tol!r}, "
+            f"max_rounds={self.max_rounds!r})"
+        )
 
     def solve(self, program: ConvexProgram, start: Solution | None = None) -> ExchangeSolution:
         """Train against the perturbations of the program.
@@ -115,7 +128,8 @@ class Exchange:
             of the restricted programs, except that ``patterns="all"`` takes "one-sided": over all
             patterns they have one optimum, and that is the fastest.
         start : Solution, optional
-            A network whose worst points are the first copies.
+            A point of the program, or one with patterns ``D`` of its own: taken for ``network``
+            where that is None.
 
         Returns
         -------
@@ -125,7 +139,8 @@ class Exchange:
         Raises
         ------
         ValueError
-            If the program has copies already, or the copies have more than ``most_cells`` cells.
+            If the network does not fit, the program has copies already, or the copies have more
+            than ``most_cells`` cells.
 
         Warns
         -----
@@ -145,8 +160,11 @@ class _Run:
         self.clock = time.perf_counter()
         self.rng = np.random.default_rng(options.random_state)
         self.copies = Copies(program)
-        every = options.patterns == "all"  # whose pricing needs accurate multipliers
-        self.solver = ConicSolver() if options.solver is None and every else options.solver
+        if options.inner == "attack":  # and inexact solutions, which have many neurons
+            self.copies = Copies(program, memory=1, shortest=_SHARE * options.tol)
+        self.solver = options.solver
+        if self.solver is None and options.patterns == "all":
+            self.solver = ConicSolver()  # pricing needs accurate multipliers
         self.rounds: list[Round] = []
         self.solver_seconds, self.lower_bound, self.value = 0.0, -np.inf, np.inf
         self.restricted: ConvexProgram  # the last, and its solution
@@ -161,9 +179,11 @@ class _Run:
 
     def solution(self, start) -> ExchangeSolution:
         """Run rounds until there is a reason to stop."""
-        if start is not None:
+        network = self.options.network
+        if network is None and start is not None:
             network = TwoLayerReLU.from_solution(start, intercept=self.program.intercept)
-            self._extend(network, self._attacked(network))
+        if network is not None and network.n_neurons:
+            self._begin(network)
         status = "round limit"
         for _ in range(self.options.max_rounds):
             if reason := self._round():
@@ -174,43 +194,76 @@ class _Run:
             warn_early(found)
         return found
 
+    def _begin(self, network):
+        """Take up the neurons of a network and its worst points."""
+        _check_network(network, self.program)
+        attack = self._attacked(network)
+        self._keep_best(network, attack)
+        self.copies.add_network(network)
+        self._extend(network, attack)
+
     def _round(self) -> str | None:
         """Solve, attack and price; return why to stop, or extend the copies and patterns."""
-        every, exact = self.options.patterns == "all", self.options.inner == "exact"
+        every = self.options.patterns == "all"
         solved = self._solved("one-sided" if every else self.program.formulation)
         network = TwoLayerReLU.from_solution(solved, intercept=self.program.intercept)
+        network = network.pruned(self.copies.shortest)
         attack = self._attacked(network)
         priced = self._priced(solved) if every else None
         bound = solved.lower_bound if priced is None else priced.lower_bound
         self.lower_bound = max(bound, self.lower_bound) if every else bound
         self._record(solved, attack, bound)
-        value = attack.objective if exact else attack.attacked_objective
-        if value < self.value:
-            self.value, self.network, self.attack = value, network, attack
+        centre = self.network if np.isfinite(self.value) else None
+        self._keep_best(network, attack)
         if reason := self._reason(attack, solved):
             return reason
         self.copies.refresh(solved, grow=self.options.patterns != "fixed")
         if priced is not None:
             self.copies.add_patterns(priced.D, priced.gates)
         self._extend(network, attack)
+        if centre is not None and self.options.inner == "attack":
+            self._search_between(centre, network)
         return None
+
+    def _search_between(self, centre, network):
+        """Attack mixtures of the best network so far and the new one, and take up their points."""
+        for share in _SHARES:
+            mixture = _mixed(centre, network, share)
+            attack = self._attacked(mixture)
+            self._keep_best(mixture, attack)
+            self._extend(mixture, attack)
+
+    def _keep_best(self, network, attack):
+        exact = self.options.inner == "exact"
+        value = attack.objective if exact else attack.attacked_objective
+        if value < self.value:
+            self.value, self.network, self.attack = value, network, attack
 
     def _solved(self, formulation) -> Solution:
         """Solve the restricted program; what is left open counts in the end, not here."""
         restricted = self.copies.program(self.program, formulation)
-        tol = max(_SHARE * self.options.tol, _SMALLEST_TOL)
-        solver = self.solver or default_solver(restricted, tol)
-        start = self._start(restricted) if self.rounds else None
+        solver = self.solver or default_solver(restricted, self._tol_of_solver())
+        start = self._start(restricted)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             self.restricted, self.solved = restricted, solver.solve(restricted, start)
         self.solver_seconds += self.solved.solver_seconds
         return self.solved
 
+    def _tol_of_solver(self) -> float:
+        """Return the relative gap to ask of the next solve: a share of the bracket's, or of tol."""
+        finest = max(_SHARE * self.options.tol, _SMALLEST_TOL)
+        if not self.rounds:
+            return max(finest, _ROUGHEST)
+        width = (self.value - self.rounds[-1].lower_bound) / self.value
+        return float(np.clip(_SHARE * width, finest, max(finest, _ROUGHEST)))
+
     def _start(self, restricted) -> Solution:
         """Return the last solution as a start; its multipliers fit the same rows and patterns."""
-        start = Solution(self.copies.V, self.copies.W, np.inf, state=self.solved.state)
-        old, new = self.restricted, restricted
+        start = Solution(self.copies.V, self.copies.W, np.inf)
+        if not self.rounds:
+            return start
+        start, old, new = replace(start, state=self.solved.state), self.restricted, restricted
         if np.array_equal(old.X, new.X) and np.array_equal(old.D, new.D):
             return replace(start, multipliers=self.solved.multipliers)
         return start
@@ -280,6 +333,25 @@ class _Run:
             attacked_objective=attack.attacked_objective,
             restricted=self.restricted,
             rounds=tuple(self.rounds),
+        )
+
+
+def _mixed(first, second, share):
+    """Return the network (1 - share) * first + share * second."""
+    low, high = np.sqrt(1.0 - share), np.sqrt(share)
+    hidden = np.hstack([low * first.hidden, high * second.hidden])
+    output = np.vstack([low * first.output, high * second.output])
+    return TwoLayerReLU(hidden, output, intercept=first.intercept)
+
+
+def _check_network(network, program):
+    n_outputs, d, _ = program.shape
+    wanted = (d - program.intercept, n_outputs, program.intercept)
+    found = (network.n_features, network.n_outputs, network.intercept)
+    if found != wanted:
+        raise ValueError(
+            f"network has (features, outputs, intercept) = {found}, but the program asks for "
+            f"{wanted}: train it on the same data."
         )
 
 

@@ -114,8 +114,10 @@ class ADMM:
                 if n_iter % _BALANCE == 0 and n_iter <= _LAST_BALANCE:
                     splitting.balance()
                 due = n_iter % _CHECK == 0 or n_iter == self.max_iter
-                if due and monitor.record(n_iter, *splitting.point(), splitting.multipliers()):
-                    break
+                if due:
+                    V, W = splitting.point()
+                    if monitor.record(n_iter, V, W, splitting.multipliers()):
+                        break
         return replace(monitor.solution(), state=splitting.weights())
 
 
@@ -256,7 +258,7 @@ def _reach_of(sets, like):
 def _each(function, *blocks) -> Blocks:
     """Apply a function to each block that is there."""
     parts = zip(*blocks, strict=True)
-    return Blocks(*(None if part[-1] is None else function(*part) for part in parts))
+    return Blocks(*(function(*part) for part in parts if part[-1] is not None))
 
 
 def _dual(s, x, z):

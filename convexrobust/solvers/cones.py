@@ -47,8 +47,8 @@ class Charge(NamedTuple):
 
     own: torch.Tensor
     own_slope: torch.Tensor
-    shared: torch.Tensor | None
-    shared_slope: torch.Tensor | None
+    shared: torch.Tensor | None = None
+    shared_slope: torch.Tensor | None = None
 
 
 class ConeCopies:
@@ -120,9 +120,7 @@ class ConeCopies:
         if not self.soft:
             return None
         own, slope = torch.zeros_like(a), torch.zeros_like(a)
-        some_shared = any(block.shared for block in self.blocks)
-        shared = torch.zeros_like(a[0]) if some_shared else None
-        shared_slope = torch.zeros_like(a[0]) if some_shared else None
+        shared, shared_slope = torch.zeros_like(a[0]), torch.zeros_like(a[0])
         for block, gap in zip(self.blocks, self.gaps, strict=True):
             excess = (gap - self.kappa * self._cap(block, a)[:, None]).clamp_min_(0.0)
             value = excess.sum(dim=1)
@@ -132,6 +130,8 @@ class ConeCopies:
             else:
                 own[block.margin, block.rows] = value
                 slope[block.margin, block.rows] = steepness
+        if not any(block.shared for block in self.blocks):
+            return Charge(own, slope)
         return Charge(own, slope, shared, shared_slope)
 
     def _cap(self, block, a):

@@ -69,7 +69,8 @@ def train_certified(
         gradients = bound.gradients(U, A, share)
         rate = learning_rate * (1.0 + np.cos(np.pi * step / n_steps)) / 2.0
         U, A = adam.step([U, A], gradients, rate)
-    return TwoLayerReLU(*_balanced(U, A), intercept=program.intercept)
+    hidden, output = _balanced(U, A)
+    return TwoLayerReLU(hidden, output, intercept=program.intercept)
 
 
 class _CertifiedBound:

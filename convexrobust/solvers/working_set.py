@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from convexrobust.program import ConvexProgram, Solution
+from convexrobust.program import ConvexProgram, Progress, Solution
 from convexrobust.solvers.choice import default_solver
 from convexrobust.solvers.monitor import warn_early
 from convexrobust.solvers.pricing import best_cone_multipliers, price
@@ -129,7 +129,8 @@ class _Run:
         self.rng = np.random.default_rng(options.random_state)
         zero = np.zeros(program.shape)
         self.scale = program.solution(zero, zero).objective
-        self.n_rounds, self.n_iter, self.history = 0, 0, []
+        self.n_rounds, self.n_iter = 0, 0
+        self.history: list[Progress] = []
         self.nothing_new = False
         self.program, self.start = self._first(program, start)
         self.found = self.start or program.solution(zero, zero)
@@ -190,7 +191,8 @@ class _Run:
         options = {"n_patterns": self.options.n_new, "random_state": self.rng}
         new = price(self.program, multipliers, **options)
         used = np.any(solution.V != 0.0, axis=(0, 1)) | np.any(solution.W != 0.0, axis=(0, 1))
-        self.program, self.start = _joined(*_kept(self.program, solution, used), new)
+        program, start = _kept(self.program, solution, used)
+        self.program, self.start = _joined(program, start, new)
         self.nothing_new = new.shape[1] == 0
         return not self.nothing_new
 
