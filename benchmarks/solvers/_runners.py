@@ -27,8 +27,8 @@ class Runner:
     """How to run a solver.
 
     ``run(program, limit)`` returns rows (seconds, certified objective, cone violation) and the
-    certified lower bound, -inf without one. ``own_patterns`` tells that it trains a network, on whatever patterns its
-    gates then have.
+    certified lower bound, -inf without one. ``own_patterns`` tells that it trains a network, on
+    whatever patterns its gates then have.
     """
 
     run: Callable

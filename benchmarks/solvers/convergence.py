@@ -8,8 +8,8 @@ loss, beta = 1 % of the smallest beta with a zero optimum. Each solver runs in a
 one thread, after a tiny program that all imports are charged to. Iterative solvers stop at a
 certified gap of 1e-6 or at the limit; Clarabel has ten times that.
 
-"cvxpy as written" is the formula of the program, given to cvxpy as it stands and solved by Clarabel;
-"Clarabel" is `ConicSolver`, which models the same program with fewer and sparser cones.
+"cvxpy as written" is the formula of the program as it stands, given to cvxpy and solved by
+Clarabel; "Clarabel" is `ConicSolver`, which models the program with fewer and sparser cones.
 
 All objectives are the certified ones in float64. An iterate counts if its cone violation is at most
 1e-4, as outside the cones an objective may be below their optimum. The best value of a program is
