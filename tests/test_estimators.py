@@ -20,6 +20,7 @@ from convexrobust import (
     ConvexRobustClassifier,
     ConvexRobustRegressor,
     Hinge,
+    InteriorPoint,
     Logistic,
     Squared,
     SquaredHinge,
@@ -404,3 +405,65 @@ class TestFormulations:
     def test_unknown_formulation_is_refused(self, cancer):
         with pytest.raises(ValueError, match="formulation must be one of"):
             ConvexRobustClassifier(formulation="firm").fit(*cancer[:2])
+
+
+class Watch:
+    """A callback that counts certified iterates, scores networks and stops the fit after some."""
+
+    def __init__(self, X, stop_after=None):
+        self.X, self.stop_after = X, stop_after
+        self.calls, self.rows, self.predictions = [], [], []
+
+    def setup(self, estimator, context):
+        self.calls.append("setup")
+
+    def teardown(self, estimator, context):
+        self.calls.append("teardown")
+
+    def on_fit_task_begin(self, estimator, context):
+        self.calls.append(f"begin {context.task_name}")
+
+    def on_fit_task_end(self, estimator, context, *, metadata, fitted_estimator):
+        self.calls.append(f"end {context.task_name}")
+        self.predictions.append(fitted_estimator.predict(self.X))
+        if metadata is not None:
+            self.rows.append(metadata)
+        return len(self.rows) == self.stop_after
+
+
+class TestCallbacks:
+    @pytest.mark.parametrize("solver", [InteriorPoint(1e-4), None], ids=str)
+    def test_every_certified_iterate_is_a_task(self, cancer, solver):
+        X, y = cancer[0][:40, :4], cancer[1][:40]
+        watch = Watch(X)
+        model = ConvexRobustClassifier(0.1, solver=solver, random_state=0).set_callbacks(watch)
+        model.fit(X, y)
+        assert watch.calls[:2] == ["setup", "begin fit"]
+        assert watch.calls[-2:] == ["end fit", "teardown"]
+        assert len(watch.rows) == len(model.solution_.history) > 1
+        assert watch.rows[-1]["lower_bound"] <= model.objective_
+        assert min(row["objective"] for row in watch.rows) == pytest.approx(model.objective_)
+        np.testing.assert_array_equal(watch.predictions[-1], model.predict(X))
+        fresh = clone(model)
+        assert fresh.get_params().keys() == model.get_params().keys()
+
+    @pytest.mark.parametrize("solver", [InteriorPoint(1e-9), None], ids=str)
+    def test_a_callback_can_stop_the_fit(self, cancer, solver):
+        X, y = cancer[0][:40, :4], cancer[1][:40]
+        watch = Watch(X, stop_after=1)
+        model = ConvexRobustClassifier(0.1, solver=solver, random_state=0).set_callbacks(watch)
+        with pytest.warns(ConvergenceWarning, match="'interrupted'"):
+            model.fit(X, y)
+        assert len(watch.rows) == 1
+        # A generated network, the first point of a working set, may be better than the iterate.
+        assert model.lower_bound_ <= model.objective_ <= watch.rows[0]["objective"]
+
+    def test_of_a_regressor_and_a_grid_search(self):
+        X, y = load_diabetes(return_X_y=True)
+        X, y = scale(X[:60, :3]), y[:60] / 100
+        watch = Watch(X)
+        model = ConvexRobustRegressor(0.1, n_patterns=3, random_state=0).set_callbacks(watch)
+        model.fit(X, y)
+        np.testing.assert_allclose(watch.predictions[-1], model.predict(X))
+        search = GridSearchCV(model, {"beta": [1e-3, 1e-2]}, cv=2).fit(X, y)
+        assert np.isfinite(search.cv_results_["mean_test_score"]).all()

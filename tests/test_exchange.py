@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from convexrobust.attacks import pgd, worst_margin_objective
 from convexrobust.backends import numpy as xp
 from convexrobust.certificates import exact_objective
-from convexrobust.exchange import Exchange, ExchangeSolution
+from convexrobust.exchange import Exchange, ExchangeSolution, method
 from convexrobust.exchange.cells import dual_cones, price_cells
 from convexrobust.exchange.copies import Copies
 from convexrobust.exchange.inner_maximum import pgd_attack
@@ -330,3 +330,19 @@ class TestBadInput:
 
         with pytest.raises(ValueError, match="needs multipliers"):
             Exchange(solver=Silent()).solve(few())
+
+
+def test_ctrl_c_keeps_the_best_network(monkeypatch):
+    program, calls = few(), []
+
+    def pgd_once(*args):
+        calls.append(args)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return pgd_attack(*args)
+
+    monkeypatch.setattr(method, "pgd_attack", pgd_once)
+    with pytest.warns(ConvergenceWarning, match="'interrupted'"):
+        found = Exchange(inner="attack").solve(program)
+    assert found.n_iter == 1
+    assert found.lower_bound <= optimum().objective <= found.objective * (1 + 1e-9)

@@ -12,7 +12,7 @@ from convexrobust.patterns import enumerate_patterns, sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import InteriorPoint, WorkingSet, train_certified
+from convexrobust.solvers import InteriorPoint, WorkingSet, monitor, train_certified, working_set
 from tests.cases import BALLS, LOSSES, name, small_data, small_program
 
 
@@ -132,3 +132,22 @@ def test_certified_training_starts_from_a_network():
     )
     with pytest.raises(ValueError, match="start is a network of 3 inputs"):
         train_certified(gaussian_program(Hinge(), 0.1), start=network)
+
+
+def interrupt(*args, **options):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("place", "function"), [(working_set, "price"), (monitor.Monitor, "record")], ids=str
+)
+def test_ctrl_c_keeps_the_best_point(monkeypatch, place, function):
+    """Between two solves and inside one: it ends everything, with valid bounds and a warning."""
+    program = small_program(Hinge(), BALLS[2])
+    monkeypatch.setattr(place, function, interrupt)
+    with pytest.warns(ConvergenceWarning, match="WorkingSet.* stopped with status 'interrupted'"):
+        found = WorkingSet(1e-6, width=8).solve(program)
+    zero = program.solution(*np.zeros((2, *program.shape))).objective
+    assert found.lower_bound <= found.objective < zero
+    V, W = found.V, found.W
+    assert replace(program, D=found.D).solution(V, W).objective == pytest.approx(found.objective)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_random_state
 
 from convexrobust.exchange import Exchange, ExchangeSolution
@@ -16,6 +18,7 @@ from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import WorkingSet, default_solver
+from convexrobust.solvers.monitor import watched_by
 
 METHODS = ("certified", "attack", "exact")
 FORMULATIONS = ("soft", "one-sided", "hard", "exchange")
@@ -27,7 +30,7 @@ _WIDTHS = (8, 64)  # smallest and largest network that seeds generated patterns
 _ENTRIES_PER_NEURON = 40  # entries of X for each of its neurons
 
 
-class ConvexRobustEstimator(BaseEstimator):
+class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
     """What classifier and regressor share: from clean arrays to a network."""
 
     def __init__(
@@ -159,19 +162,49 @@ class ConvexRobustEstimator(BaseEstimator):
         start = Solution(V, W, np.inf) if V.shape == programs[0].shape else None
         return programs, start
 
+    def _begin_callbacks(self, X, y):
+        """Tell scikit-learn's callbacks that the fit begins; nothing to do without any."""
+        context = self._init_callback_context(max_subtasks=None)
+        context.call_on_fit_task_begin(estimator=self, X=X, y=y)
+
+    def _watch(self, programs, offset):
+        """Return a watcher of certified iterates that makes each a task of the callbacks."""
+        context, whole = self._callback_fit_ctx, len(programs) == 1
+
+        def watcher(row, solution):
+            def attributes():
+                return {"network_": self._network_of(solution, offset)} if whole else None
+
+            task = context.subcontext(task_name="certified iterate")
+            task.call_on_fit_task_begin(estimator=self)
+            return task.call_on_fit_task_end(
+                estimator=self, metadata=row._asdict(), reconstruction_attributes=attributes
+            )
+
+        return watcher
+
+    def _network_of(self, solution, offset) -> TwoLayerReLU:
+        return TwoLayerReLU.from_solution(solution, intercept=self.fit_intercept, offset=offset)
+
     def _learn(self, programs, offset=None):
         """Set the learned attributes from the solved programs."""
-        self.solution_ = self._solve(programs)
+        watching = nullcontext()  # outside fit, on a path, there is nobody to tell
+        if hasattr(self, "_callback_fit_ctx"):
+            watching = watched_by(self._watch(programs, offset))
+        with watching:
+            self.solution_ = self._solve(programs)
         self.patterns_ = self.solution_.D
-        self.network_ = TwoLayerReLU.from_solution(
-            self.solution_, intercept=self.fit_intercept, offset=offset
-        )
+        self.network_ = self._network_of(self.solution_, offset)
         self.objective_ = self.solution_.objective
         self.lower_bound_ = self.solution_.lower_bound
         self.gap_ = self.solution_.gap
         self.n_iter_ = self.solution_.n_iter
         if not np.any(self.network_.hidden[: self.n_features_in_]):
             self._warn_constant(programs[0])
+        if hasattr(self, "_callback_fit_ctx"):
+            self._callback_fit_ctx.call_on_fit_task_end(
+                estimator=self, reconstruction_attributes={}
+            )
         return self
 
     def _warn_constant(self, program):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
+from sklearn.callback import with_callbacks
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -150,6 +151,7 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
         )
         self.multi_class = multi_class
 
+    @with_callbacks
     def fit(self, X, y, sample_weight=None):
         """Train the network.
 
@@ -176,10 +178,11 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
         Warns
         -----
         ConvergenceWarning
-            If the solver stopped early.
+            If the solver stopped early, by Ctrl-C or a callback too: the best network so far stays.
         UserWarning
             If fewer patterns exist than asked for, or the network came out constant.
         """
+        self._begin_callbacks(X, y)
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         loss = checked_loss(self.loss, Hinge(), "classification")

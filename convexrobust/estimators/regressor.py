@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.base import RegressorMixin
+from sklearn.callback import with_callbacks
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -60,8 +61,10 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
         As of `ConvexRobustClassifier`.
     """
 
+    @with_callbacks
     def fit(self, X, y, sample_weight=None):
         """Train the network; see `ConvexRobustClassifier.fit`."""
+        self._begin_callbacks(X, y)
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         y = y.astype(np.float64)
         loss = checked_loss(self.loss, Squared(), "regression")

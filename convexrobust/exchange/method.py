@@ -21,7 +21,7 @@ from convexrobust.exchange.solution import ExchangeSolution, Round
 from convexrobust.network import TwoLayerReLU
 from convexrobust.program import ConvexProgram, Progress, Solution
 from convexrobust.solvers import ConicSolver, Solver, default_solver
-from convexrobust.solvers.monitor import ConvergenceWarning, warn_early
+from convexrobust.solvers.monitor import INTERRUPTED, ConvergenceWarning, warn_early
 
 _INNER = ("exact", "attack")
 _PATTERNS = ("all", "grow", "fixed")
@@ -145,7 +145,7 @@ class Exchange:
         Warns
         -----
         ConvergenceWarning
-            If it stops at ``max_rounds`` or ``time_limit``.
+            If it stops at ``max_rounds`` or ``time_limit``, or by Ctrl-C, with the best so far.
         """
         if program.copy_of is not None:
             raise ValueError("program has copy_of already: give the samples, exchange copies them.")
@@ -179,20 +179,28 @@ class _Run:
 
     def solution(self, start) -> ExchangeSolution:
         """Run rounds until there is a reason to stop."""
+        try:
+            status = self._rounds(start)
+        except KeyboardInterrupt:
+            if not self.rounds:  # nothing to return yet
+                raise
+            status = INTERRUPTED
+        found = self._found(status)
+        if status in ("round limit", "time limit", INTERRUPTED):
+            warn_early(found)
+        return found
+
+    def _rounds(self, start) -> str:
+        """Run rounds; return why they ended."""
         network = self.options.network
         if network is None and start is not None:
             network = TwoLayerReLU.from_solution(start, intercept=self.program.intercept)
         if network is not None and network.n_neurons:
             self._begin(network)
-        status = "round limit"
         for _ in range(self.options.max_rounds):
             if reason := self._round():
-                status = reason
-                break
-        found = self._found(status)
-        if status in ("round limit", "time limit"):
-            warn_early(found)
-        return found
+                return reason
+        return "round limit"
 
     def _begin(self, network):
         """Take up the neurons of a network and its worst points."""
@@ -303,6 +311,8 @@ class _Run:
         certified, found = self.attack.objective, attack.attacked_objective
         if every and certified - self.lower_bound <= tol * certified:
             return "optimal"
+        if solved.status == INTERRUPTED:
+            return INTERRUPTED
         falling = self.options.patterns == "grow" and (
             len(self.rounds) == 1
             or self.rounds[-2].restricted_objective > (1.0 + tol) * solved.objective

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram, Progress, Solution
+
+INTERRUPTED = "interrupted"  # the status after Ctrl-C, or where a watcher asks for it
+Watcher = Callable[[Progress, Solution], bool]
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched_by(watcher: Watcher):
+    """Show every certified iterate of the solvers run inside to a function.
+
+    Parameters
+    ----------
+    watcher : callable
+        Takes the row of the history and the iterate as a `Solution`; where it returns True the
+        solver stops, with status "interrupted", as on Ctrl-C.
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 class Monitor:
@@ -63,7 +86,7 @@ class Monitor:
         try:
             yield self
         except KeyboardInterrupt:
-            self.status = "interrupted"
+            self.status = INTERRUPTED
 
     def record(self, n_iter, V, W, multipliers=None) -> bool:
         """Certify an iterate; return whether the solver should stop, with the status set.
@@ -79,14 +102,16 @@ class Monitor:
             self.lower_bound, self.multipliers = bound, multipliers
         if self.best is None or self._rank(found) < self._rank(self.best):
             self.best = found
-        row = (n_iter, self.seconds, found.objective, bound, found.cone_violation)
-        self.history.append(Progress(*row))
+        row = Progress(n_iter, self.seconds, found.objective, bound, found.cone_violation)
+        self.history.append(row)
+        watcher = _watcher.get()
+        stopped = watcher is not None and watcher(row, found)
         # The certified objective of an infeasible point may be below the optimum of the cones.
         if abs(self.gap) <= self.tol and self.best.cone_violation <= self.tol:
             self.status = "optimal"
             return True
-        if self.seconds > self.time_limit:
-            self.status = "time limit"
+        if stopped or self.seconds > self.time_limit:
+            self.status = INTERRUPTED if stopped else "time limit"
             return True
         return False
 

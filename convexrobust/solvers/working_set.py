@@ -19,7 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram, Progress, Solution
 from convexrobust.solvers.choice import default_solver
-from convexrobust.solvers.monitor import warn_early
+from convexrobust.solvers.monitor import INTERRUPTED, warn_early
 from convexrobust.solvers.pricing import best_cone_multipliers, price
 from convexrobust.solvers.seeding import train_certified
 
@@ -112,12 +112,17 @@ class WorkingSet:
         Warns
         -----
         ConvergenceWarning
-            If the gap over the patterns used stays open.
+            If the gap over the patterns used stays open; also after Ctrl-C, which keeps the best
+            point so far.
         """
         run = _Run(self, program, start)
-        for _ in range(self.max_rounds):
-            if not (run.solve() and run.extend()):
-                break
+        try:
+            for _ in range(self.max_rounds):
+                if not (run.solve() and run.extend()):
+                    break
+            run.close_gap()
+        except KeyboardInterrupt:  # between two solves; inside, the solver answers it
+            run.interrupted = True
         return run.finished()
 
 
@@ -131,7 +136,7 @@ class _Run:
         self.scale = program.solution(zero, zero).objective
         self.n_rounds, self.n_iter = 0, 0
         self.history: list[Progress] = []
-        self.nothing_new = False
+        self.nothing_new = self.interrupted = False
         self.program, self.start = self._first(program, start)
         self.found = self.start or program.solution(zero, zero)
         self.best = self.found, (self.program if self.start else program)
@@ -175,12 +180,13 @@ class _Run:
         ]
         self.n_iter, self.n_rounds = self.n_iter + self.found.n_iter, self.n_rounds + 1
         self.start = self.found
+        self.interrupted = self.found.status == INTERRUPTED
         if self.found.objective <= before:
             self.best = self.found, self.program
         limit = np.inf if self.options.time_limit is None else self.options.time_limit
         improved = before - self.found.objective > _WORTH * self.options.tol * self.scale
         unsettled = self._open(self.found) or self.n_rounds == 1
-        return self.seconds < limit and (improved or unsettled)
+        return not self.interrupted and self.seconds < limit and (improved or unsettled)
 
     def extend(self) -> bool:
         """Let unused patterns leave and the most violated ones join; return False without any."""
@@ -196,11 +202,14 @@ class _Run:
         self.nothing_new = new.shape[1] == 0
         return not self.nothing_new
 
-    def finished(self) -> Solution:
-        """Close the gap over the patterns found and return the best point."""
-        if self._open(self.found):
+    def close_gap(self):
+        """Solve to the tolerance asked for, over the patterns found."""
+        if self._open(self.found) and not self.interrupted:
             tol = self.options.tol * self.scale / max(self.best[0].objective, _TINY)
             self.solve(tol, _FINAL)
+
+    def finished(self) -> Solution:
+        """Return the best point."""
         solution, program = self.best
         settled = self.nothing_new and solution is self.found
         solution = replace(
@@ -215,7 +224,9 @@ class _Run:
         )
         if not self._open(solution):
             return replace(solution, status="optimal")
-        if solution.status == "optimal":  # to the inner solver's tolerance, which is looser
+        if self.interrupted:
+            solution = replace(solution, status=INTERRUPTED)
+        elif solution.status == "optimal":  # to the inner solver's tolerance, which is looser
             solution = replace(solution, status="gap open")
         warn_early(solution)
         return solution
