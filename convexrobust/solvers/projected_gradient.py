@@ -54,7 +54,8 @@ class ProjectedGradient:
         (following Chambolle, Ehrhardt, Richtarik and Schoenlieb, SIAM J. Optim. 2018).
     chunk_size : int, optional
         Work on so many rows at a time. Data and multipliers then stay in main memory and visit the
-        device chunk by chunk; the iterates are the same up to rounding.
+        device chunk by chunk; the iterates are the same up to rounding. By default all rows at a
+        time, or 2048 on a CPU, where that is faster.
     time_limit : float, optional
         Seconds.
     random_state : int

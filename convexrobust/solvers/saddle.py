@@ -15,6 +15,7 @@ _INSIDE = 0.9  # of the range of multipliers, where curvatures are measured
 _STALLED = 4  # records without progress after which the steps are shortened
 _RELAXATION = 1.8  # of the steps, below 2
 _POWER_ITERATIONS = 30
+_ROWS_IN_CACHE = 2048  # in a chunk on a CPU, whose caches then hold what a step makes of them
 
 
 class Saddle:
@@ -47,7 +48,8 @@ class Saddle:
         self.program, self.like = program, like
         self.in_batches = batch_size is not None
         home = torch.device("cpu") if chunk_size else like.device
-        parts = _parts(program, batch_size or chunk_size, random_state if batch_size else None)
+        size = batch_size or chunk_size or (_ROWS_IN_CACHE if like.device.type == "cpu" else None)
+        parts = _parts(program, size, random_state if batch_size else None)
         self.chunks = [Chunk.of(program, rows, like, home) for rows in parts]
         self.terms = Terms(program, like)
         self.terms.measure(self.chunks)
@@ -110,8 +112,7 @@ class Saddle:
         if all neurons were of one length; a quarter of it was met in practice.
         """
         program = self.program
-        zero = np.zeros(program.shape)
-        loss = float(program.objective(numpy_backend, zero, zero))
+        loss = float(program.mean_loss(numpy_backend, program.margin_map.offsets))
         n_neurons = 2 * program.n_outputs * program.D.shape[1]
         length = loss / max(program.regularizer.beta, 1e-4 * loss) / np.sqrt(n_neurons) / 4.0
         return max(10.0 * length, 1e-3)
