@@ -99,7 +99,7 @@ def table(name, options):
     program = ConvexProgram(design, y, D, Hinge(), GroupLasso(beta), ball)
     for label, start in (("exchange", None), ("exchange from best", best)):
         method = Exchange(
-            network=start, inner="attack", patterns="grow", tol=1e-2, time_limit=options.limit
+            network=start, inner="attack", patterns="grow", tol=2e-3, time_limit=options.limit
         )
         found = method.solve(program)
         print_row(label, found.network, found.seconds, X, y, ball, beta)
