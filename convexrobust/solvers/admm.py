@@ -36,7 +36,7 @@ from convexrobust.solvers.kronecker import KroneckerLeastSquares
 from convexrobust.solvers.margin_prox import MarginProx
 from convexrobust.solvers.monitor import Monitor
 from convexrobust.solvers.reach import BoxReach, SharedReach, shrunk
-from convexrobust.solvers.tensors import scalar_like
+from convexrobust.solvers.tensors import memory_of, scalar_like
 
 _RELAXATION = 1.6
 _CHECK = 50  # iterations between two certificates
@@ -104,10 +104,23 @@ class ADMM:
         )
 
     def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
-        """Solve the program, from a start of the same shape if one is given."""
+        """Solve the program, from a start of the same shape if one is given.
+
+        Raises
+        ------
+        ValueError
+            If the device is missing.
+        MemoryError
+            If it is too small.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the gap did not reach ``tol``.
+        """
         monitor = Monitor(program, "ADMM", self.tol, self.time_limit)
         like = scalar_like(self.dtype, self.device)
-        with monitor.running(), torch.no_grad():
+        with monitor.running(), torch.no_grad(), memory_of(like, "the number of patterns"):
             splitting = _Splitting(program, like, start)
             for n_iter in range(1, self.max_iter + 1):
                 splitting.iterate()

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram, Progress, Solution
+from convexrobust.solvers.threads import threads_for
 
 INTERRUPTED = "interrupted"  # the status after Ctrl-C, or where a watcher asks for it
 Watcher = Callable[[Progress, Solution], bool]
@@ -84,7 +85,8 @@ class Monitor:
     def running(self):
         """Run a solver's loop; Ctrl-C ends it and keeps what was found."""
         try:
-            yield self
+            with threads_for(self.program):
+                yield self
         except KeyboardInterrupt:
             self.status = INTERRUPTED
 

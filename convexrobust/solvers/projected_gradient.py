@@ -25,13 +25,12 @@ the iterate, the products are in the domain of the dual and certify a lower boun
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from convexrobust.losses import Logistic
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.solvers.monitor import Monitor
 from convexrobust.solvers.saddle import Saddle
-from convexrobust.solvers.tensors import scalar_like
+from convexrobust.solvers.tensors import memory_of, scalar_like
 
 _RECORD_AFTER = 25  # iterations to the first certificate, and at least between two
 
@@ -130,17 +129,10 @@ class ProjectedGradient:
         monitor = Monitor(program, "ProjectedGradient", self.tol, self.time_limit)
         if start is not None and start.V.shape != program.shape:
             start = None
-        try:
-            with monitor.running():
-                if start is None or not monitor.record(
-                    0, start.V, start.W, _fitting(program, start)
-                ):
-                    self._iterate(program, like, start, monitor)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(
-                f"{self.device} is too small: lower chunk_size (now {self.chunk_size}), or the "
-                "number of patterns."
-            ) from error
+        remedy = f"chunk_size (now {self.chunk_size}) or the number of patterns"
+        with monitor.running(), memory_of(like, remedy):
+            if start is None or not monitor.record(0, start.V, start.W, _fitting(program, start)):
+                self._iterate(program, like, start, monitor)
         return monitor.solution()
 
     def _iterate(self, program, like, start, monitor):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -23,4 +25,16 @@ def scalar_like(dtype, device) -> torch.Tensor:
         raise ValueError(
             f"device={device!r} is not usable here ({error}); use device='cpu', or install a torch "
             "build for that device."
+        ) from error
+
+
+@contextmanager
+def memory_of(like, remedy):
+    """Turn an out-of-memory error of the device of ``like`` into one that says what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            f"{like.device} is too small for this program: lower {remedy}, or use "
+            "ProjectedGradient(chunk_size=...), which visits the device in parts."
         ) from error

@@ -22,6 +22,7 @@ from convexrobust.solvers.choice import default_solver
 from convexrobust.solvers.monitor import INTERRUPTED, warn_early
 from convexrobust.solvers.pricing import best_cone_multipliers, price
 from convexrobust.solvers.seeding import train_certified
+from convexrobust.solvers.threads import threads_for
 
 NOT_REFUTED = "all patterns, not refuted"
 _ROUGH_TOL = 1e-2  # relative gap at which a round ends
@@ -115,15 +116,16 @@ class WorkingSet:
             If the gap over the patterns used stays open; also after Ctrl-C, which keeps the best
             point so far.
         """
-        run = _Run(self, program, start)
-        try:
-            for _ in range(self.max_rounds):
-                if not (run.solve() and run.extend()):
-                    break
-            run.close_gap()
-        except KeyboardInterrupt:  # between two solves; inside, the solver answers it
-            run.interrupted = True
-        return run.finished()
+        with threads_for(program):
+            run = _Run(self, program, start)
+            try:
+                for _ in range(self.max_rounds):
+                    if not (run.solve() and run.extend()):
+                        break
+                run.close_gap()
+            except KeyboardInterrupt:  # between two solves; inside, the solver answers it
+                run.interrupted = True
+            return run.finished()
 
 
 class _Run:
