@@ -10,6 +10,8 @@ from convexrobust.solvers.conic import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint
 
 _DENSE = 2000  # unknowns, or rows, up to which a few dozen dense factorisations take seconds
+_SINGLE = 1e-3  # relative gap that single precision reaches
+_LARGE = 10_000_000  # rows times unknowns from which its speed, twice that of double, matters
 
 
 class Solver(Protocol):
@@ -28,7 +30,8 @@ def default_solver(
     `InteriorPoint` up to 2000 unknowns (2 C d P), and up to 2000 rows where cones are constraints
     (few neurons remain, see there) or nothing is perturbed (the factorisations fall into blocks);
     beyond that `ADMM`, or `ConicSolver` where torch is not installed. Programs with copies go to
-    `ADMM` or `ConicSolver`.
+    `ADMM` or `ConicSolver`. `ADMM` runs in single precision on large programs, if ``tol`` is at
+    least 1e-3; its bounds are in double precision all the same.
 
     Parameters
     ----------
@@ -50,4 +53,6 @@ def default_solver(
         return ConicSolver()
     from convexrobust.solvers.admm import ADMM  # imports torch
 
-    return ADMM(1e-2 if tol is None else tol, max_iter)
+    tol = 1e-2 if tol is None else tol
+    single = tol >= _SINGLE and n * unknowns > _LARGE
+    return ADMM(tol, max_iter, dtype="float32" if single else "float64")

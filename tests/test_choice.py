@@ -1,0 +1,54 @@
+"""The solver that a program gets follows from its size and form, and from what is installed."""
+
+import importlib.util
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convexrobust import ConicSolver, ConvexProgram, GroupLasso, Hinge, LpBall, default_solver
+from convexrobust.solvers import ADMM, InteriorPoint
+
+
+def program_of(n, d, P, epsilon=0.1, formulation="soft"):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(n, d)), np.where(rng.normal(size=n) > 0, 1, -1)
+    D = (X @ rng.normal(size=(d, P)) >= 0).astype(np.int8)
+    ball = LpBall(np.inf, epsilon)
+    return ConvexProgram(X, y, D, Hinge(), GroupLasso(1e-2), ball, formulation)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [program_of(50, 10, 20), program_of(500, 30, 40, 0.0), program_of(500, 30, 40, 0.1, "hard")],
+    ids=["small", "nominal", "hard"],
+)
+def test_interior_point(program):
+    solver = default_solver(program)
+    assert isinstance(solver, InteriorPoint)
+    assert solver.tol == 1e-4
+    assert default_solver(program, tol=1e-6).tol == 1e-6
+
+
+def test_admm_for_large_ones():
+    program = program_of(2500, 30, 80)
+    solver = default_solver(program, max_iter=7)
+    assert isinstance(solver, ADMM)
+    assert (solver.tol, solver.max_iter, solver.dtype) == (1e-2, 7, "float32")
+    assert default_solver(program, tol=1e-4).dtype == "float64"
+    assert default_solver(program_of(100, 30, 80)).dtype == "float64"
+
+
+def test_programs_with_copies_have_two_solvers():
+    program = program_of(50, 4, 5, 0.0)
+    copies = replace(program, copy_of=np.arange(50) // 2)
+    assert isinstance(default_solver(copies), ConicSolver)
+    program = program_of(500, 10, 20, 0.0)
+    copies = replace(program, copy_of=np.arange(500) // 2)
+    assert isinstance(default_solver(copies), ADMM)
+
+
+def test_without_torch_large_programs_go_to_the_conic_solver(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert isinstance(default_solver(program_of(2500, 30, 80)), ConicSolver)
+    assert isinstance(default_solver(program_of(50, 10, 20)), InteriorPoint)
