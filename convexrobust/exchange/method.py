@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 import warnings
 from dataclasses import replace
@@ -20,11 +21,12 @@ from convexrobust.exchange.inner_maximum import (
 from convexrobust.exchange.solution import ExchangeSolution, Round
 from convexrobust.network import TwoLayerReLU
 from convexrobust.program import ConvexProgram, Progress, Solution
-from convexrobust.solvers import ConicSolver, Solver, default_solver
+from convexrobust.solvers import ConicSolver, Solver, default_solver, train_certified
 from convexrobust.solvers.monitor import INTERRUPTED, ConvergenceWarning, warn_early
 
 _INNER = ("exact", "attack")
 _PATTERNS = ("all", "grow", "fixed")
+_WIDTH, _EPOCHS, _SEED_ROWS = 32, 300, 4000  # of the network to start from, and most rows
 _SHARE = 0.1  # of the bracket, or of tol, that a solver chosen here may leave open
 _ROUGHEST = 0.03  # but no more
 _SMALLEST_TOL = 1e-4  # but no less: ADMM would take for ever
@@ -40,6 +42,10 @@ class Exchange:
     network : TwoLayerReLU, optional
         A network, trained by any method: its gates are among the first patterns and its worst
         points among the first copies, and the result is at least as good.
+    width : int, optional
+        Hidden neurons of the network that is trained where none is given, on attacked points, or
+        on the certified bound without torch or an intercept; 0 starts from the program's patterns.
+        Default: 32 for ``patterns="grow"``, where the result depends on the start, else 0.
     solver : Solver, optional
         Solves the restricted programs, which have ``copy_of`` and epsilon 0. It has to be more
         accurate than ``tol``, and to return multipliers with ``patterns="all"``. By default it is
@@ -87,6 +93,7 @@ class Exchange:
         self,
         *,
         network: TwoLayerReLU | None = None,
+        width=None,
         solver: Solver | None = None,
         inner="exact",
         patterns="all",
@@ -102,6 +109,7 @@ class Exchange:
         if max_rounds < 1 or n_copies < 1:
             raise ValueError(f"max_rounds={max_rounds} and n_copies={n_copies} must be at least 1.")
         self.network = network
+        self.width = (_WIDTH if patterns == "grow" else 0) if width is None else width
         self.solver = solver
         self.inner = inner
         self.patterns = patterns
@@ -195,6 +203,8 @@ class _Run:
         network = self.options.network
         if network is None and start is not None:
             network = TwoLayerReLU.from_solution(start, intercept=self.program.intercept)
+        elif network is None and self.options.width > 0:
+            network = _trained(self.program, self.options.width, self.rng)
         if network is not None and network.n_neurons:
             self._begin(network)
         for _ in range(self.options.max_rounds):
@@ -344,6 +354,27 @@ class _Run:
             restricted=self.restricted,
             rounds=tuple(self.rounds),
         )
+
+
+def _trained(program, width, rng) -> TwoLayerReLU:
+    """Return a network trained by gradient descent, to start from."""
+    if importlib.util.find_spec("torch") is None or not program.intercept:
+        return train_certified(program, width=width, random_state=rng)
+    from convexrobust.deep import train_two_layer  # imports torch
+
+    rows = np.sort(rng.permutation(len(program.X))[:_SEED_ROWS])
+    return train_two_layer(
+        program.X[rows, :-1],
+        np.asarray(program.y)[rows],
+        width=width,
+        ball=program.perturbation,
+        attack="pgd",
+        beta=program.regularizer.beta,
+        n_outputs=program.n_outputs,
+        loss=program.loss,
+        n_epochs=_EPOCHS,
+        random_state=rng,
+    )
 
 
 def _mixed(first, second, share):
