@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 import warnings
 from dataclasses import replace
@@ -18,15 +17,16 @@ from convexrobust.exchange.inner_maximum import (
     neuron_columns,
     pgd_attack,
 )
+from convexrobust.exchange.networks import check_network, mixed, trained_network
 from convexrobust.exchange.solution import ExchangeSolution, Round
 from convexrobust.network import TwoLayerReLU
 from convexrobust.program import ConvexProgram, Progress, Solution
-from convexrobust.solvers import ConicSolver, Solver, default_solver, train_certified
+from convexrobust.solvers import ConicSolver, Solver, default_solver
 from convexrobust.solvers.monitor import INTERRUPTED, ConvergenceWarning, warn_early
 
 _INNER = ("exact", "attack")
 _PATTERNS = ("all", "grow", "fixed")
-_WIDTH, _EPOCHS, _SEED_ROWS = 32, 300, 4000  # of the network to start from, and most rows
+_WIDTH = 32  # of the network to start from
 _SHARE = 0.1  # of the bracket, or of tol, that a solver chosen here may leave open
 _ROUGHEST = 0.03  # but no more
 _SMALLEST_TOL = 1e-4  # but no less: ADMM would take for ever
@@ -204,7 +204,7 @@ class _Run:
         if network is None and start is not None:
             network = TwoLayerReLU.from_solution(start, intercept=self.program.intercept)
         elif network is None and self.options.width > 0:
-            network = _trained(self.program, self.options.width, self.rng)
+            network = trained_network(self.program, self.options.width, self.rng)
         if network is not None and network.n_neurons:
             self._begin(network)
         for _ in range(self.options.max_rounds):
@@ -214,7 +214,7 @@ class _Run:
 
     def _begin(self, network):
         """Take up the neurons of a network and its worst points."""
-        _check_network(network, self.program)
+        check_network(network, self.program)
         attack = self._attacked(network)
         self._keep_best(network, attack)
         self.copies.add_network(network)
@@ -246,7 +246,7 @@ class _Run:
     def _search_between(self, centre, network):
         """Attack mixtures of the best network so far and the new one, and take up their points."""
         for share in _SHARES:
-            mixture = _mixed(centre, network, share)
+            mixture = mixed(centre, network, share)
             attack = self._attacked(mixture)
             self._keep_best(mixture, attack)
             self._extend(mixture, attack)
@@ -353,46 +353,6 @@ class _Run:
             attacked_objective=attack.attacked_objective,
             restricted=self.restricted,
             rounds=tuple(self.rounds),
-        )
-
-
-def _trained(program, width, rng) -> TwoLayerReLU:
-    """Return a network trained by gradient descent, to start from."""
-    if importlib.util.find_spec("torch") is None or not program.intercept:
-        return train_certified(program, width=width, random_state=rng)
-    from convexrobust.deep import train_two_layer  # imports torch
-
-    rows = np.sort(rng.permutation(len(program.X))[:_SEED_ROWS])
-    return train_two_layer(
-        program.X[rows, :-1],
-        np.asarray(program.y)[rows],
-        width=width,
-        ball=program.perturbation,
-        attack="pgd",
-        beta=program.regularizer.beta,
-        n_outputs=program.n_outputs,
-        loss=program.loss,
-        n_epochs=_EPOCHS,
-        random_state=rng,
-    )
-
-
-def _mixed(first, second, share):
-    """Return the network (1 - share) * first + share * second."""
-    low, high = np.sqrt(1.0 - share), np.sqrt(share)
-    hidden = np.hstack([low * first.hidden, high * second.hidden])
-    output = np.vstack([low * first.output, high * second.output])
-    return TwoLayerReLU(hidden, output, intercept=first.intercept)
-
-
-def _check_network(network, program):
-    n_outputs, d, _ = program.shape
-    wanted = (d - program.intercept, n_outputs, program.intercept)
-    found = (network.n_features, network.n_outputs, network.intercept)
-    if found != wanted:
-        raise ValueError(
-            f"network has (features, outputs, intercept) = {found}, but the program asks for "
-            f"{wanted}: train it on the same data."
         )
 
 
