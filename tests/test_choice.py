@@ -6,7 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convexrobust import ConicSolver, ConvexProgram, GroupLasso, Hinge, LpBall, default_solver
+from convexrobust import (
+    ConicSolver,
+    ConvexProgram,
+    GroupLasso,
+    Hinge,
+    Logistic,
+    LpBall,
+    default_solver,
+)
 from convexrobust.solvers import ADMM, InteriorPoint
 
 
@@ -46,6 +54,13 @@ def test_programs_with_copies_have_two_solvers():
     program = program_of(500, 10, 20, 0.0)
     copies = replace(program, copy_of=np.arange(500) // 2)
     assert isinstance(default_solver(copies), ADMM)
+    # ADMM has no proximal step for these, and says so.
+    logistic = replace(copies, loss=Logistic())
+    several = replace(copies, y=np.arange(500) // 2 % 3, n_outputs=3)
+    for program in (logistic, several):
+        assert isinstance(default_solver(program), ConicSolver)
+        with pytest.raises(ValueError, match=r"copies of samples .* use ConicSolver"):
+            ADMM().solve(program)
 
 
 def test_without_torch_large_programs_go_to_the_conic_solver(monkeypatch):

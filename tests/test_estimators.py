@@ -19,11 +19,13 @@ from convexrobust import (
     ConicSolver,
     ConvexRobustClassifier,
     ConvexRobustRegressor,
+    Exchange,
     Hinge,
     InteriorPoint,
     Logistic,
     Squared,
     SquaredHinge,
+    WorkingSet,
 )
 
 
@@ -116,12 +118,11 @@ class TestClassifier:
     def test_warm_start_only_improves(self, cancer):
         X, y, *_ = cancer
         model = ConvexRobustClassifier(n_patterns=4, warm_start=True, random_state=0).fit(X, y)
-        objectives, solver = [model.objective_], model.solver_
+        objectives = [model.objective_]
         for _ in range(2):
             objectives.append(model.fit(X, y).objective_)
         assert np.all(np.diff(objectives) <= 1e-6)
         assert objectives[-1] < objectives[0]
-        assert model.solver_ is solver
 
     @pytest.mark.parametrize("formulation", ["hard", "one-sided"])
     def test_cone_formulations(self, cancer, formulation):
@@ -467,3 +468,46 @@ class TestCallbacks:
         np.testing.assert_allclose(watch.predictions[-1], model.predict(X))
         search = GridSearchCV(model, {"beta": [1e-3, 1e-2]}, cv=2).fit(X, y)
         assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+class TestWarmStart:
+    def test_the_same_data_again_are_no_worse(self, cancer):
+        X, y = cancer[0][:40, :3], cancer[1][:40]
+        model = ConvexRobustClassifier(0.2, beta=0.03, warm_start=True, random_state=0).fit(X, y)
+        for _ in range(3):
+            before = model.objective_
+            assert model.fit(X, y).objective_ <= before * (1 + 1e-9)
+
+    def test_other_parameters_bring_another_solver(self, cancer):
+        X, y = cancer[0][:30, :3], cancer[1][:30]
+        model = ConvexRobustClassifier(0.2, warm_start=True, random_state=0)
+        model.set_params(formulation="exchange", beta=0.03).fit(X, y)
+        assert isinstance(model.solver_, Exchange)
+        model.set_params(formulation="soft").fit(X, y)
+        assert isinstance(model.solver_, WorkingSet)
+        model.set_params(n_patterns=4).fit(X, y)
+        assert isinstance(model.solver_, InteriorPoint)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("multi_class", ["joint", "ovr"])
+def test_exchange_of_several_classes(multi_class):
+    X, y = load_iris(return_X_y=True)
+    X, y = scale(X)[::6, 1:3], y[::6]
+    options = {"formulation": "exchange", "multi_class": multi_class, "random_state": 0}
+    model = ConvexRobustClassifier(0.1, beta=0.03, **options).fit(X, y)
+    assert model.lower_bound_ <= model.objective_
+    assert model.score(X, y) > 0.8
+
+
+def test_exchange_without_penalty_or_loss():
+    X, y = np.array([[1.0], [2.0], [3.0]]), np.ones(3)
+    model = ConvexRobustRegressor(0.1, formulation="exchange")
+    with pytest.warns(UserWarning, match="network is constant"):
+        assert model.fit(X, y).objective_ == pytest.approx(0.0, abs=1e-9)
+
+
+def test_patterns_without_columns_are_refused(cancer):
+    X, y = cancer[0][:20], cancer[1][:20]
+    with pytest.raises(ValueError, match="patterns must have rows and columns"):
+        ConvexRobustClassifier(patterns=np.zeros((20, 0), dtype=int)).fit(X, y)

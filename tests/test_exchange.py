@@ -346,3 +346,43 @@ def test_ctrl_c_keeps_the_best_network(monkeypatch):
         found = Exchange(inner="attack").solve(program)
     assert found.n_iter == 1
     assert found.lower_bound <= optimum().objective <= found.objective * (1 + 1e-9)
+
+
+def test_ctrl_c_in_the_first_round_keeps_the_network_given(monkeypatch):
+    program = few()
+    network = optimum().network
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(method._Run, "_round", interrupt)
+    with pytest.warns(ConvergenceWarning, match="'interrupted'"):
+        found = Exchange(network=network).solve(program)
+    assert found.objective == pytest.approx(optimum().objective)
+    assert found.lower_bound == -np.inf
+    with pytest.raises(KeyboardInterrupt):
+        Exchange().solve(program)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_bound_of_fixed_patterns_holds_for_the_network():
+    program = few(n=12)
+    found = Exchange(patterns="fixed", inner="attack", max_rounds=4).solve(program)
+    assert found.lower_bound <= exact_objective(program, found.network)[1]
+
+
+def test_a_network_with_an_offset_is_refused():
+    network = replace(optimum().network, offset=np.ones(1))
+    with pytest.raises(ValueError, match="network has an output offset"):
+        Exchange(network=network).solve(few())
+
+
+def test_a_row_of_zeros():
+    X, y = np.array([[0.0, 0.0], [1.0, 0.5], [-1.0, 0.3], [0.2, -1.0]]), np.array([1, 1, -1, -1])
+    D = enumerate_patterns(X[1:])
+    D = np.vstack([np.ones(D.shape[1], dtype=np.int8), D])
+    ball = LpBall(np.inf, 0.1)
+    program = ConvexProgram(X, y, D, Hinge(), GroupLasso(0.01), ball, intercept=False)
+    found = Exchange().solve(program)
+    assert found.status == "optimal"
+    assert found.relative_gap <= 1e-3

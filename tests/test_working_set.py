@@ -151,3 +151,26 @@ def test_ctrl_c_keeps_the_best_point(monkeypatch, place, function):
     assert found.lower_bound <= found.objective < zero
     V, W = found.V, found.W
     assert replace(program, D=found.D).solution(V, W).objective == pytest.approx(found.objective)
+
+
+@pytest.mark.parametrize("formulation", ["soft", "hard", "one-sided"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_good_start_keeps_the_bound_and_the_cones(formulation, seed):
+    """A first network near the optimum beats the first solve, and may be outside hard cones."""
+    program = gaussian_program(Hinge(), 0.1, n=16, d=3, seed=seed, beta=0.1)
+    program = replace(program, formulation=formulation)
+    found = WorkingSet(1e-3, random_state=seed).solve(program)
+    assert found.status == "optimal"
+    assert found.cone_violation <= 1e-4
+    reference = InteriorPoint().solve(replace(program, D=found.D))
+    assert found.lower_bound <= reference.objective * (1 + 1e-6)
+    assert found.objective == pytest.approx(reference.objective, abs=1.1e-3)
+
+
+def test_no_multipliers_are_no_prices():
+    class Mute:
+        def solve(self, program, start=None):
+            return replace(InteriorPoint().solve(program), multipliers=None)
+
+    found = WorkingSet(solver=Mute()).solve(gaussian_program(Hinge(), 0.1))
+    assert found.lower_bound <= found.objective

@@ -19,6 +19,7 @@ from convexrobust.program import ConvexProgram, Solution
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import WorkingSet, default_solver
 from convexrobust.solvers.monitor import watched_by
+from convexrobust.solvers.working_set import joined
 
 METHODS = ("certified", "attack", "exact")
 FORMULATIONS = ("soft", "one-sided", "hard", "exchange")
@@ -70,7 +71,10 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
     def _sampled_patterns(self, design, y, n_outputs):
         """Return the patterns that the parameters ask for."""
         if self.patterns is not None and not isinstance(self.patterns, str):
-            return np.asarray(self.patterns)
+            D = np.asarray(self.patterns)
+            if D.size == 0:
+                raise ValueError(f"patterns must have rows and columns, got shape {D.shape}.")
+            return D
         options = {
             "y": y,
             "directions": "gaussian" if self.patterns is None else self.patterns,
@@ -122,7 +126,7 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
             )
         elif self.solver is not None:
             self.solver_ = self.solver
-        elif not (warm and hasattr(self, "solver_")):
+        else:
             self.solver_ = self._default_solver(programs[0])
         solutions = [self.solver_.solve(program, start) for program in programs]
         if len(solutions) > 1:
@@ -158,9 +162,15 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
         if network.n_features != n_features or network.intercept != program.intercept:
             return programs, None
         V, W, D = network.to_convex(program.X[:, :n_features], program.D)
-        programs = [replace(old, D=D) for old in programs]
-        start = Solution(V, W, np.inf) if V.shape == programs[0].shape else None
-        return programs, start
+        starts = [(replace(program, D=D), Solution(V, W, np.inf))]
+        last = replace(self.solution_, multipliers=None)
+        if len(last.D) == len(program.X):  # the same rows, as it seems: the same patterns serve
+            starts.append(joined(replace(program, D=last.D), last, D))
+        if last.V.shape[0] != program.n_outputs:  # one program for each class
+            return [replace(old, D=starts[-1][0].D) for old in programs], None
+        solutions = [p.solution(start.V, start.W, D=p.D) for p, start in starts]
+        best = min(solutions, key=lambda solution: solution.objective)
+        return [replace(old, D=best.D) for old in programs], replace(best, D=None)
 
     def _begin_callbacks(self, X, y):
         """Tell scikit-learn's callbacks that the fit begins; nothing to do without any."""
@@ -272,7 +282,7 @@ def _joined(solutions, programs) -> Solution:
     """Return one-output solutions as one with several outputs, their patterns side by side."""
     patterns = [_patterns_of(s, p) for s, p in zip(solutions, programs, strict=True)]
     ends = np.cumsum([0, *(D.shape[1] for D in patterns)])
-    d = solutions[0].V.shape[1]
+    d, scopes = solutions[0].V.shape[1], {s.lower_bound_scope for s in solutions}
     V, W = np.zeros((2, len(solutions), d, ends[-1]))
     for c, s in enumerate(solutions):
         V[c, :, ends[c] : ends[c + 1]], W[c, :, ends[c] : ends[c + 1]] = s.V[0], s.W[0]
@@ -287,5 +297,6 @@ def _joined(solutions, programs) -> Solution:
         n_iter=max(s.n_iter for s in solutions),
         seconds=sum(s.seconds for s in solutions),
         solver_seconds=sum(s.solver_seconds for s in solutions),
+        lower_bound_scope=scopes.pop() if len(scopes) == 1 else "patterns",
         D=np.hstack(patterns),
     )

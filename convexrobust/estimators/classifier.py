@@ -65,8 +65,8 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
         `convexrobust.patterns.sample_patterns`), or the 0/1 matrix itself, for the rows of X. By
         default they are generated where ``solver`` says so, else "gaussian".
     warm_start : bool, default=False
-        Add the patterns of the previous fit's network, so that the objective can only improve on
-        it, and start from there.
+        Add the patterns of the previous fit, so that the objective improves on that of its network
+        up to the solver's tolerance, and start from there.
     multi_class : {"joint", "ovr"}, default="joint"
         More than two classes: one program with certified pairwise margins, or one binary program
         for each class over shared patterns.

@@ -71,7 +71,8 @@ def dual_cones(G, X, cells, regularizer):
 
     Cells that a cheap bound proves not to pay keep its b, the others have the best.
     """
-    S, beta, squares = 2.0 * cells - 1.0, regularizer.beta, np.sum(X**2, axis=1)[:, None]
+    S, beta = 2.0 * cells - 1.0, regularizer.beta
+    squares = np.maximum(np.sum(X**2, axis=1)[:, None], 1e-300)  # a row may be 0
     B, R = np.zeros(S.shape), G.copy()
     left = np.flatnonzero(np.linalg.norm(R, axis=0) > beta)
     for _ in range(_SCREENING):

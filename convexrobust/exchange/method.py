@@ -26,6 +26,7 @@ from convexrobust.solvers.monitor import INTERRUPTED, ConvergenceWarning, warn_e
 
 _INNER = ("exact", "attack")
 _PATTERNS = ("all", "grow", "fixed")
+_TINY = np.finfo(float).tiny
 _WIDTH = 32  # of the network to start from
 _SHARE = 0.1  # of the bracket, or of tol, that a solver chosen here may leave open
 _ROUGHEST = 0.03  # but no more
@@ -48,7 +49,8 @@ class Exchange:
         Default: 32 for ``patterns="grow"``, where the result depends on the start, else 0.
     solver : Solver, optional
         Solves the restricted programs, which have ``copy_of`` and epsilon 0. It has to be more
-        accurate than ``tol``, and to return multipliers with ``patterns="all"``. By default it is
+        accurate than ``tol``, to take copies (`ConicSolver` and `ADMM` do), and to return
+        multipliers with ``patterns="all"``. By default it is
         `ConicSolver` for ``patterns="all"``, else what `default_solver` returns for each of them,
         with a tenth of ``tol`` but at least 1e-4.
     inner : {"exact", "attack"}
@@ -175,8 +177,8 @@ class _Run:
             self.solver = ConicSolver()  # pricing needs accurate multipliers
         self.rounds: list[Round] = []
         self.solver_seconds, self.lower_bound, self.value = 0.0, -np.inf, np.inf
-        self.restricted: ConvexProgram  # the last, and its solution
-        self.solved: Solution
+        self.restricted = self.copies.program(program, program.formulation)  # the last
+        self.solved: Solution  # of that
         self.network: TwoLayerReLU  # the best, of this value
         self.attack: Attack
 
@@ -190,7 +192,7 @@ class _Run:
         try:
             status = self._rounds(start)
         except KeyboardInterrupt:
-            if not self.rounds:  # nothing to return yet
+            if not np.isfinite(self.value):  # nothing to return yet
                 raise
             status = INTERRUPTED
         found = self._found(status)
@@ -230,9 +232,9 @@ class _Run:
         priced = self._priced(solved) if every else None
         bound = solved.lower_bound if priced is None else priced.lower_bound
         self.lower_bound = max(bound, self.lower_bound) if every else bound
-        self._record(solved, attack, bound)
         centre = self.network if np.isfinite(self.value) else None
         self._keep_best(network, attack)
+        self._record(solved, attack, bound)
         if reason := self._reason(attack, solved):
             return reason
         self.copies.refresh(solved, grow=self.options.patterns != "fixed")
@@ -273,7 +275,7 @@ class _Run:
         finest = max(_SHARE * self.options.tol, _SMALLEST_TOL)
         if not self.rounds:
             return max(finest, _ROUGHEST)
-        width = (self.value - self.rounds[-1].lower_bound) / self.value
+        width = (self.value - self.rounds[-1].lower_bound) / max(self.value, _TINY)
         return float(np.clip(_SHARE * width, finest, max(finest, _ROUGHEST)))
 
     def _start(self, restricted) -> Solution:
@@ -335,15 +337,18 @@ class _Run:
         return "time limit" if late else None
 
     def _found(self, status) -> ExchangeSolution:
-        attack, every = self.attack, self.options.patterns == "all"
+        attack, bound = self.attack, self.lower_bound
+        every = self.options.patterns == "all"
+        if not every:  # it is about the network returned as well
+            bound = min(bound, attack.attacked_objective)
         V, W = neuron_columns(self.network)
         return ExchangeSolution(
             V,
             W,
             attack.objective,
-            lower_bound=self.lower_bound if every else min(self.lower_bound, attack.objective),
+            lower_bound=bound,
             status=status,
-            solver=f"Exchange({self.solved.solver})",
+            solver=f"Exchange({self.solved.solver})" if self.rounds else "Exchange",
             n_iter=len(self.rounds),
             seconds=self.seconds,
             solver_seconds=self.solver_seconds,

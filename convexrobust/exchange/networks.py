@@ -22,6 +22,11 @@ def check_network(network, program):
             f"network has (features, outputs, intercept) = {found}, but the program asks for "
             f"{wanted}: train it on the same data."
         )
+    if network.offset is not None and np.any(network.offset):
+        raise ValueError(
+            "network has an output offset, and those of the program have none: give "
+            "dataclasses.replace(network, offset=None), and train on centred targets."
+        )
 
 
 def trained_network(program, width, rng) -> TwoLayerReLU:

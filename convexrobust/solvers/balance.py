@@ -54,10 +54,10 @@ class Balance:
             self._group(program, like)
 
     def _group(self, program, like):
-        if program.n_outputs > 1:
+        if program.n_outputs > 1 or isinstance(program.loss, Logistic):
             raise ValueError(
-                "copies of several outputs are not for this solver: use ConicSolver(), or train "
-                "one output for each class."
+                "copies of samples with several outputs, or with the logistic loss, are not for "
+                "this solver: use ConicSolver()."
             )
         copies = torch.as_tensor(program.copies, device=like.device)
         repeated = torch.zeros_like(copies, dtype=torch.bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Protocol
 
+from convexrobust.losses import Logistic
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.solvers.conic import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint
@@ -30,8 +31,9 @@ def default_solver(
     `InteriorPoint` up to 2000 unknowns (2 C d P), and up to 2000 rows where cones are constraints
     (few neurons remain, see there) or nothing is perturbed (the factorisations fall into blocks);
     beyond that `ADMM`, or `ConicSolver` where torch is not installed. Programs with copies go to
-    `ADMM` or `ConicSolver`. `ADMM` runs in single precision on large programs, if ``tol`` is at
-    least 1e-3; its bounds are in double precision all the same.
+    `ConicSolver`, and large ones to `ADMM` if they have one output and no logistic loss. `ADMM`
+    runs in single precision on large programs, if ``tol`` is at least 1e-3; its bounds are in
+    double precision all the same.
 
     Parameters
     ----------
@@ -47,7 +49,7 @@ def default_solver(
         sparse = program.sets.radius == 0.0 or program.formulation != "soft"
         if unknowns <= _DENSE or (sparse and n <= _DENSE):
             return InteriorPoint(1e-4 if tol is None else tol)
-    elif n * unknowns <= 20 * _DENSE:
+    elif n * unknowns <= 20 * _DENSE or not _splits_copies(program):
         return ConicSolver()
     if importlib.util.find_spec("torch") is None:
         return ConicSolver()
@@ -56,3 +58,8 @@ def default_solver(
     tol = 1e-2 if tol is None else tol
     single = tol >= _SINGLE and n * unknowns > _LARGE
     return ADMM(tol, max_iter, dtype="float32" if single else "float64")
+
+
+def _splits_copies(program) -> bool:
+    """Tell whether `ADMM` has a proximal step for the copies of this program."""
+    return program.n_outputs == 1 and not isinstance(program.loss, Logistic)

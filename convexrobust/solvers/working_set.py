@@ -27,6 +27,7 @@ from convexrobust.solvers.threads import threads_for
 NOT_REFUTED = "all patterns, not refuted"
 _ROUGH_TOL = 1e-2  # relative gap at which a round ends
 _ROUGH, _FINAL = 150, 1500  # iterations of ADMM in a round, and at the end
+_LARGE, _FINAL_LARGE = 5e8, 400  # entries n d P from which these have to do at the end
 _SEED_ROWS = 4000  # rows that the first network is trained on, at most
 _RESIDUAL_ACCURACY = 1e-2  # of the multipliers that price
 _WORTH = 0.25  # improvement, in units of the tolerance, for which another round is worth it
@@ -147,7 +148,7 @@ class _Run:
         """Return the first program and a point of it: from the start, or from a network."""
         options, network = self.options, self.options.network
         if start is not None and start.D is not None:
-            program, start = _joined(replace(program, D=start.D), start, program.D)
+            program, start = joined(replace(program, D=start.D), start, program.D)
         if start is not None and start.V.shape == program.shape:
             known = {"multipliers": start.multipliers, "state": start.state}
             start = program.solution(start.V, start.W, **known)
@@ -175,7 +176,8 @@ class _Run:
         with warnings.catch_warnings():
             # Only the last round has to converge; `finished` tells how it ended.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            self.found = solver.solve(self.program, self.start)
+            found = solver.solve(self.program, self.start)
+        self.found = self._with_better_point(found)
         self.history += [
             row._replace(n_iter=self.n_iter + row.n_iter, seconds=begun + row.seconds)
             for row in self.found.history
@@ -183,15 +185,29 @@ class _Run:
         self.n_iter, self.n_rounds = self.n_iter + self.found.n_iter, self.n_rounds + 1
         self.start = self.found
         self.interrupted = self.found.status == INTERRUPTED
-        if self.found.objective <= before:
+        if self._rank(self.found) <= self._rank(self.best[0]):
             self.best = self.found, self.program
         limit = np.inf if self.options.time_limit is None else self.options.time_limit
         improved = before - self.found.objective > _WORTH * self.options.tol * self.scale
         unsettled = self._open(self.found) or self.n_rounds == 1
         return not self.interrupted and self.seconds < limit and (improved or unsettled)
 
+    def _rank(self, solution):
+        """Points inside the cones come first: outside, an objective may be below the optimum."""
+        return solution.cone_violation > self.options.tol, solution.objective
+
+    def _with_better_point(self, found) -> Solution:
+        """Return the solution, at the weights of the start if these are better."""
+        start = self.start
+        if start is None or self._rank(found) <= self._rank(start):
+            return found
+        names = ("V", "W", "objective", "cone_violation")
+        return replace(found, **{name: getattr(start, name) for name in names})
+
     def extend(self) -> bool:
         """Let unused patterns leave and the most violated ones join; return False without any."""
+        if self.found.multipliers is None:  # nothing that prices
+            return False
         multipliers = best_cone_multipliers(
             self.program, self.found.multipliers, tol=_RESIDUAL_ACCURACY
         )
@@ -199,8 +215,9 @@ class _Run:
         options = {"n_patterns": self.options.n_new, "random_state": self.rng}
         new = price(self.program, multipliers, **options)
         used = np.any(solution.V != 0.0, axis=(0, 1)) | np.any(solution.W != 0.0, axis=(0, 1))
+        used[0] |= not used.any()
         program, start = _kept(self.program, solution, used)
-        self.program, self.start = _joined(program, start, new)
+        self.program, self.start = joined(program, start, new)
         self.nothing_new = new.shape[1] == 0
         return not self.nothing_new
 
@@ -208,7 +225,8 @@ class _Run:
         """Solve to the tolerance asked for, over the patterns found."""
         if self._open(self.found) and not self.interrupted:
             tol = self.options.tol * self.scale / max(self.best[0].objective, _TINY)
-            self.solve(tol, _FINAL)
+            entries = self.program.D.size * self.program.X.shape[1]
+            self.solve(tol, _FINAL if entries < _LARGE else _FINAL_LARGE)
 
     def finished(self) -> Solution:
         """Return the best point."""
@@ -262,8 +280,8 @@ def _kept(program, solution, used):
     return replace(program, D=program.D[:, used]), replace(solution, V=V, W=W, multipliers=m)
 
 
-def _joined(program, solution, new):
-    """Return the program with those of the ``new`` patterns that it lacks, the solution padded."""
+def joined(program, solution, new):
+    """Return the program with those of ``new`` patterns that it lacks, and the solution padded."""
     known = {column.tobytes() for column in np.ascontiguousarray(program.D.T, dtype=np.int8)}
     columns = np.ascontiguousarray(new.T, dtype=np.int8)
     new = np.array([c for c in columns if c.tobytes() not in known], dtype=np.int8)
