@@ -188,7 +188,7 @@ def write_json(runs, path):
 
 
 def plot(runs, path):
-    """Draw the best objective so far above the best value, one panel a program."""
+    """Draw the best objective so far above the best value, one panel a program; no networks."""
     from matplotlib.figure import Figure
 
     programs = list(dict.fromkeys(run.program for run in runs))
@@ -197,12 +197,14 @@ def plot(runs, path):
     figure = Figure(figsize=(4.5 * shape[1], 3.5 * shape[0]), layout="constrained")
     panels = figure.subplots(*shape, squeeze=False).ravel()
     for panel, program in zip(panels, programs, strict=False):
-        panel.set(xscale="log", yscale="log", title=program, xlabel="seconds")
-        panel.set_ylabel("relative distance from the best value")
+        panel.set(xscale="log", yscale="log", xlabel="seconds", ylabel="relative distance")
+        panel.set_title(program, fontsize="medium")
         for i, solver in enumerate(RUNNERS):
+            style = {"drawstyle": "steps-post", "label": solver, "markersize": 4}
             for run in runs:
-                if (run.program, run.solver) == (program, solver):
-                    panel.plot(*curve(run), f"C{i}.-", drawstyle="steps-post", label=solver)
+                own_problem = RUNNERS[solver].own_patterns
+                if (run.program, run.solver) == (program, solver) and not own_problem:
+                    panel.plot(*curve(run), f"C{i}.-", **style)
         panel.legend(fontsize="x-small")
     for panel in panels[len(programs) :]:
         panel.remove()
