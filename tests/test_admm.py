@@ -11,7 +11,7 @@ from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import ADMM, ConicSolver
+from convexrobust.solvers import ADMM, ConicSolver, margin_prox
 from convexrobust.solvers.balance import Balance
 from tests.cases import BALLS, LOSSES, name, small_data
 
@@ -115,3 +115,16 @@ def test_balance_satisfies_its_equation(loss, n_margins):
     # Fenchel-Young: equality holds exactly where a is minus a subgradient at the margins.
     total = loss.value(xp, margins) + loss.conjugate(shares) + np.sum(shares * margins, axis=1)
     np.testing.assert_allclose(total, 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ball", [*BALLS[:3], LpBall(2, 0.0)], ids=name)
+def test_blocks_of_rows_change_nothing(ball, monkeypatch):
+    program = program_of(Hinge(), ball)
+    options = {"max_iter": 60, "tol": 1e-9}
+    with pytest.warns(ConvergenceWarning):
+        whole = ADMM(**options).solve(program)
+    monkeypatch.setattr(margin_prox, "_ROWS_IN_CACHE", 3)
+    with pytest.warns(ConvergenceWarning):
+        parts = ADMM(**options).solve(program)
+    np.testing.assert_allclose(parts.V, whole.V, atol=1e-10)
+    assert parts.lower_bound == pytest.approx(whole.lower_bound, rel=1e-9)

@@ -27,6 +27,8 @@ from convexrobust.backends import torch as xp
 from convexrobust.perturbations import project_rows
 from convexrobust.solvers.balance import Balance
 
+_ROWS_IN_CACHE = 1024  # that a CPU works on at a time: large temporary arrays cost page faults
+
 
 class Proximal(NamedTuple):
     """Result of the step: multipliers a (E, n), slopes M and their multipliers (E, n, d)."""
@@ -58,6 +60,9 @@ class MarginProx:
         self.balance = Balance(program, like)
         self.square = torch.sum(self.X**2, dim=1)
         self.unit = float(np.max(program.weight))
+        n = len(self.X)
+        size = _ROWS_IN_CACHE if like.device.type == "cpu" else n
+        self.blocks = [slice(start, start + size) for start in range(0, n, size)]
 
     def __call__(self, M, rho, a, charge) -> Proximal:
         """Return the proximal point of slopes M (E, n, d), started at the multipliers a (E, n).
@@ -77,9 +82,17 @@ class MarginProx:
             change, a = torch.abs(new - a).max(), new
             if change <= 1e-6 * self.unit:
                 break
-        moved = M + (a / rho)[:, :, None] * self.X
-        perturbation = self._perturbation(moved, a / rho)
-        return Proximal(a, moved - perturbation, rho * perturbation)
+        return self._moved(M, rho, a)
+
+    def _moved(self, M, rho, a) -> Proximal:
+        """Return the proximal point that belongs to the multipliers."""
+        new, perturbation = torch.empty_like(M), torch.empty_like(M)
+        for rows in self.blocks:
+            scale = a[:, rows] / rho
+            moved = M[:, rows] + scale[:, :, None] * self.X[rows]
+            worst = self._perturbation(moved, scale, rows)
+            new[:, rows], perturbation[:, rows] = moved - worst, rho * worst
+        return Proximal(a, new, perturbation)
 
     def _newton(self, M, rho, a, charge):
         margin, slope = self._margins(M, rho, a)
@@ -97,21 +110,23 @@ class MarginProx:
         if self.reach is None:
             margin = torch.einsum("ekd,kd->ek", M, self.X) + a * self.square / rho
             return margin + self.offsets, (self.square / rho).expand_as(a)
-        # At a = 0 the worst perturbation is that of the limit.
-        scale = torch.clamp(a, min=1e-7 * self.unit) / rho
-        moved = M + scale[:, :, None] * self.X
-        perturbation = self._perturbation(moved, scale)
-        moved -= perturbation
-        worst = self.X - perturbation / scale[:, :, None]
-        margin = torch.sum(worst * moved, dim=2) + self.offsets
-        slope = torch.sum(worst.square_() * (moved != 0.0), dim=2) / rho
-        return margin, slope
+        margin, slope = torch.empty_like(a), torch.empty_like(a)
+        for rows in self.blocks:
+            # At a = 0 the worst perturbation is that of the limit.
+            scale = torch.clamp(a[:, rows], min=1e-7 * self.unit) / rho
+            moved = M[:, rows] + scale[:, :, None] * self.X[rows]
+            perturbation = self._perturbation(moved, scale, rows)
+            moved -= perturbation
+            worst = self.X[rows] - perturbation / scale[:, :, None]
+            margin[:, rows] = torch.sum(worst * moved, dim=2)
+            slope[:, rows] = torch.sum(worst.square_() * (moved != 0.0), dim=2) / rho
+        return margin + self.offsets, slope
 
-    def _perturbation(self, moved, scale):
-        """Project the moved slopes on the perturbation sets times ``scale`` (E, n)."""
+    def _perturbation(self, moved, scale, rows):
+        """Project the moved slopes of some rows on their perturbation sets times ``scale``."""
         if self.reach is None:
             return torch.zeros_like(moved)
-        reach = scale[:, :, None] * self.reach
+        reach = scale[:, :, None] * (self.reach if len(self.reach) == 1 else self.reach[rows])
         if self.p == np.inf:
             return torch.clamp(moved, -reach, reach)
         flat = (moved.flatten(0, 1), reach.expand_as(moved).flatten(0, 1))

@@ -29,7 +29,7 @@ _ROUGH_TOL = 1e-2  # relative gap at which a round ends
 _ROUGH, _FINAL = 150, 1500  # iterations of ADMM in a round, and at the end
 _LARGE, _FINAL_LARGE = 5e8, 400  # entries n d P from which these have to do at the end
 _SEED_ROWS = 4000  # rows that the first network is trained on, at most
-_RESIDUAL_ACCURACY = 1e-2  # of the multipliers that price
+_RESIDUAL_ACCURACY, _RESIDUAL_STEPS = 1e-2, 500  # of the multipliers that price
 _WORTH = 0.25  # improvement, in units of the tolerance, for which another round is worth it
 _TINY = np.finfo(float).tiny
 
@@ -139,7 +139,7 @@ class _Run:
         self.scale = program.solution(zero, zero).objective
         self.n_rounds, self.n_iter = 0, 0
         self.history: list[Progress] = []
-        self.nothing_new = self.interrupted = False
+        self.nothing_new = self.interrupted = self.last_is_best = False
         self.program, self.start = self._first(program, start)
         self.found = self.start or program.solution(zero, zero)
         self.best = self.found, (self.program if self.start else program)
@@ -176,17 +176,18 @@ class _Run:
         with warnings.catch_warnings():
             # Only the last round has to converge; `finished` tells how it ended.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            found = solver.solve(self.program, self.start)
-        self.found = self._with_better_point(found)
+            self.found = solver.solve(self.program, self.start)
         self.history += [
             row._replace(n_iter=self.n_iter + row.n_iter, seconds=begun + row.seconds)
             for row in self.found.history
         ]
         self.n_iter, self.n_rounds = self.n_iter + self.found.n_iter, self.n_rounds + 1
-        self.start = self.found
+        point = self._with_better_point(self.found)
+        self.last_is_best = self._rank(point) <= self._rank(self.best[0])
+        if self.last_is_best:
+            self.best = point, self.program
+        self.start = self.found  # goes on from here: its multipliers do not fit another point
         self.interrupted = self.found.status == INTERRUPTED
-        if self._rank(self.found) <= self._rank(self.best[0]):
-            self.best = self.found, self.program
         limit = np.inf if self.options.time_limit is None else self.options.time_limit
         improved = before - self.found.objective > _WORTH * self.options.tol * self.scale
         unsettled = self._open(self.found) or self.n_rounds == 1
@@ -209,7 +210,7 @@ class _Run:
         if self.found.multipliers is None:  # nothing that prices
             return False
         multipliers = best_cone_multipliers(
-            self.program, self.found.multipliers, tol=_RESIDUAL_ACCURACY
+            self.program, self.found.multipliers, n_iter=_RESIDUAL_STEPS, tol=_RESIDUAL_ACCURACY
         )
         solution = replace(self.found, multipliers=multipliers)
         options = {"n_patterns": self.options.n_new, "random_state": self.rng}
@@ -231,7 +232,7 @@ class _Run:
     def finished(self) -> Solution:
         """Return the best point."""
         solution, program = self.best
-        settled = self.nothing_new and solution is self.found
+        settled = self.nothing_new and self.last_is_best
         solution = replace(
             solution,
             D=program.D,
