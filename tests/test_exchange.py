@@ -386,3 +386,13 @@ def test_a_row_of_zeros():
     found = Exchange().solve(program)
     assert found.status == "optimal"
     assert found.relative_gap <= 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("inner", ["exact", "attack"])
+def test_never_worse_than_the_zero_network(inner):
+    """Stopped in the first round, whose network fits the centres and no large ball around them."""
+    program = few(ball=LpBall(np.inf, 20.0))
+    found = Exchange(inner=inner, patterns="fixed", max_rounds=1).solve(program)
+    assert found.objective == pytest.approx(1.0)
+    assert found.lower_bound <= found.objective

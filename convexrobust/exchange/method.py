@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from convexrobust.backends import numpy as numpy_backend
 from convexrobust.exchange.cells import Priced, price_cells
 from convexrobust.exchange.copies import Copies
 from convexrobust.exchange.inner_maximum import (
@@ -17,7 +18,7 @@ from convexrobust.exchange.inner_maximum import (
     neuron_columns,
     pgd_attack,
 )
-from convexrobust.exchange.networks import check_network, mixed, trained_network
+from convexrobust.exchange.networks import check_network, mixed, trained_network, zero_network
 from convexrobust.exchange.solution import ExchangeSolution, Round
 from convexrobust.network import TwoLayerReLU
 from convexrobust.program import ConvexProgram, Progress, Solution
@@ -337,6 +338,9 @@ class _Run:
         return "time limit" if late else None
 
     def _found(self, status) -> ExchangeSolution:
+        zero = zero_network(self.program)  # better than all of a run that was stopped too early
+        loss = float(self.program.mean_loss(numpy_backend, self.program.margin_map.offsets))
+        self._keep_best(zero, Attack(self.program.X, np.arange(len(self.program.X)), loss, loss))
         attack, bound = self.attack, self.lower_bound
         every = self.options.patterns == "all"
         if not every:  # it is about the network returned as well

@@ -50,6 +50,12 @@ def trained_network(program, width, rng) -> TwoLayerReLU:
     )
 
 
+def zero_network(program) -> TwoLayerReLU:
+    """Return the network without neurons."""
+    n_outputs, d, _ = program.shape
+    return TwoLayerReLU(np.zeros((d, 0)), np.zeros((0, n_outputs)), intercept=program.intercept)
+
+
 def mixed(first, second, share):
     """Return the network (1 - share) * first + share * second."""
     low, high = np.sqrt(1.0 - share), np.sqrt(share)
