@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from convexrobust.certificates import certify, exact_radius
+from convexrobust.conversion import as_network
 from convexrobust.estimators import (
     ConvexRobustClassifier,
     ConvexRobustRegressor,
@@ -60,9 +62,12 @@ __all__ = [
     "SquaredHinge",
     "TwoLayerReLU",
     "WorkingSet",
+    "as_network",
+    "certify",
     "count_patterns",
     "default_solver",
     "enumerate_patterns",
+    "exact_radius",
     "largest_beta",
     "patterns_of",
     "regularization_path",

@@ -157,7 +157,7 @@ def measure(network, data, ball):
     X, y = data.X_test, data.y_test
     objective = attacks.worst_margin_objective(network, y)
     strong = attacks.pgd(objective, X, ball, n_steps=50, n_restarts=10, random_state=0)
-    exact = certificates.exact_margins(network, X, y, ball, verdict_only=True)
+    exact = certificates.certify(network, X, y, ball, "exact")
     return {
         "clean": np.mean(objective(X)[0] < 0),
         "FGSM": np.mean(objective(attacks.fgsm(objective, X, ball))[0] < 0),

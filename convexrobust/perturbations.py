@@ -7,7 +7,7 @@ need its support function only (`LpBall.around` and `Neighbourhoods`); attacks n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,7 +91,7 @@ class LpBall:
                 "or bounds=None."
             )
 
-    def around(self, X, *, intercept=False) -> Neighbourhoods:
+    def around(self, X, *, intercept=False, radius=None) -> Neighbourhoods:
         """Return the support functions of the perturbation sets around the rows of X.
 
         Parameters
@@ -100,15 +100,21 @@ class LpBall:
             Data.
         intercept : bool
             The last column of X is the constant 1 and is never perturbed.
+        radius : ndarray of shape (n,), optional
+            A factor of epsilon for every row.
         """
         n_features = X.shape[1] - intercept
         features = X[:, :n_features]
         self.check_inside(features)
         epsilon = self.epsilons(n_features)
+        if radius is not None:
+            epsilon = np.multiply.outer(radius, epsilon)
         if self.p == np.inf and self.bounds is not None and self.radius > 0.0:
             lo, hi = self.feature_range(n_features)
             low, high = np.maximum(features - epsilon, lo), np.minimum(features + epsilon, hi)
             center, weights, radius = (low + high) / 2.0, np.maximum(high - low, 0.0) / 2.0, 1.0
+        elif radius is not None:
+            center, weights, radius = features, epsilon, 1.0
         else:
             radius = self.radius
             center, weights = features, (epsilon / radius if radius else epsilon)[None, :]
@@ -116,6 +122,13 @@ class LpBall:
             center = np.hstack([center, X[:, n_features:]])
             weights = np.hstack([weights, np.zeros((len(weights), 1))])
         return Neighbourhoods(center, weights, radius, self.p)
+
+    def length(self, delta) -> np.ndarray:
+        r"""Return :math:`\|\delta / \epsilon\|_p` of the rows of delta (n, d), with 0 / 0 = 0."""
+        epsilon = self.epsilons(delta.shape[1])
+        scaled = np.where(epsilon > 0.0, delta / np.where(epsilon > 0.0, epsilon, 1.0), 0.0)
+        scaled[(epsilon == 0.0) & (delta != 0.0)] = np.inf
+        return np.linalg.norm(scaled, self.p, axis=1)
 
     def support(self, xp, U):
         r"""Return :math:`\max_\delta \delta' u` over the uncut ball for the columns of U (d, P)."""
@@ -191,6 +204,15 @@ class Neighbourhoods:
         norms = xp.norm(xp.multiply(weights, Q), DUAL_NORM[self.p], axis=1)
         return (self.radius if radius is None else radius) * norms
 
+    def rows(self, index) -> Neighbourhoods:
+        """Return the sets of some rows."""
+        weights = self.weights if len(self.weights) == 1 else self.weights[index]
+        return replace(self, center=self.center[index], weights=weights)
+
+    def lowest(self, Q) -> np.ndarray:
+        r"""Return :math:`\arg\min \delta' q_k` over the k-th set about 0, rows q_k of Q (n, d)."""
+        return -LpBall(self.p, self.radius).steepest(numpy_backend, self.weights * Q) * self.weights
+
     def support_pairs(self, xp, U, rows, radius=None):
         """Return the support of the sets ``rows`` in the directions of the columns of U (d, P).
 
@@ -198,10 +220,16 @@ class Neighbourhoods:
         """
         radius = self.radius if radius is None else radius
         if len(self.weights) != 1:
-            return radius * (xp.constant(self.weights[rows], U) @ xp.abs(U))
+            return radius * self._pairs_of_shapes(xp, U, self.weights[rows])
         weights = xp.constant(np.repeat(self.weights.T, U.shape[1], axis=1), U)
         norms = xp.norm(xp.multiply(weights, U), DUAL_NORM[self.p], axis=0)
         return radius * xp.outer(xp.constant(np.ones(len(rows)), U), norms)
+
+    def _pairs_of_shapes(self, xp, U, weights):
+        if self.p == np.inf:
+            return xp.constant(weights, U) @ xp.abs(U)
+        q = DUAL_NORM[self.p]  # in these norms shapes of rows are for NumPy only
+        return np.array([np.linalg.norm(w[:, None] * U, q, axis=0) for w in weights])
 
     def distance(self, G, B, rows) -> np.ndarray:
         r"""Return :math:`\min_{\rho_k} \|g_i + \sum_k b_{ki} \rho_k\|_2` over points of the sets.

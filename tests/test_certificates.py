@@ -4,15 +4,21 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from convexrobust import attacks, certificates
+from convexrobust import attacks
 from convexrobust.backends import numpy as xp
 from convexrobust.certificates import (
+    METHODS,
     certified_radius,
+    certify,
+    cone_program,
     exact_margins,
     exact_objective,
+    exact_radius,
+    interval,
     margin_bounds,
     output_interval,
 )
+from convexrobust.certificates.relaxation import Minima, Relaxation, implied_ranges, roots
 from convexrobust.losses import Hinge, Logistic, SquaredHinge
 from convexrobust.network import TwoLayerReLU
 from convexrobust.perturbations import DUAL_NORM, LpBall
@@ -146,42 +152,12 @@ def test_no_attack_goes_below_the_exact_margin(p, shape, C):
 
 
 @pytest.mark.parametrize("p", NORMS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_calling_a_neuron_stable_only_lowers_the_bound(p, shape, monkeypatch):
-    d, ball = 3, ball_of(p, shape, 3)
-    net = random_network(d, 12, seed=1)
-    net = TwoLayerReLU(net.hidden, np.sign(net.output), True, net.offset)
-    (x, *_), rng, n_moving = random_data(d)[0], np.random.default_rng(0), []
-    points = x + ball.sample(np.repeat(x[None], 100, axis=0), rng)
-    f = net.predict(points)[:, 0]
-    for flat in (0.0, 0.4):
-        monkeypatch.setattr(certificates, "_FLAT", flat)
-        local = certificates._Local.around(net, x, ball)
-        n_moving.append(len(local.sign))
-        v = (points - local.center) / np.where(local.axes[:d] > 0.0, local.axes[:d], 1.0)
-        v = np.hstack([np.maximum(v, 0.0), np.maximum(-v, 0.0)]) if p == 1 else v
-        value = local.constant + v @ local.slope
-        value = value + np.maximum(v @ local.G.T + local.start, 0.0) @ local.sign
-        if flat == 0.0:
-            np.testing.assert_allclose(value, f, rtol=1e-9)
-        assert (value <= f + 1e-9).all()
-    assert n_moving[1] < n_moving[0]
-
-
-def test_a_bound_that_a_point_refutes_is_not_believed(monkeypatch):
-    network, (X, y), ball = random_network(), random_data(), LpBall(np.inf, 0.5)
-    interval = margin_bounds(network, X, y, ball)
-    monkeypatch.setattr(certificates, "_mixed_integer", lambda local, search: search.upper + 0.1)
-    np.testing.assert_allclose(exact_margins(network, X, y, ball).lower, interval)
-
-
-@pytest.mark.parametrize("p", NORMS)
 def test_verdicts_are_those_of_the_full_search(p):
     network, (X, y) = random_network(4, 12, 3), random_data(4, 3, n=20)
     y = network.predict(X).argmax(axis=1)
     ball = LpBall(p, 0.3 if p == np.inf else 0.6)
     full = exact_margins(network, X, y, ball)
-    quick = exact_margins(network, X, y, ball, verdict_only=True)
+    quick = certify(network, X, y, ball, "exact")
     np.testing.assert_array_equal(quick.status, full.status)
     assert {"robust", "broken"} == set(full.status)
     assert (quick.lower <= full.upper).all()
@@ -227,16 +203,228 @@ def test_a_search_without_time_keeps_a_valid_bracket(p):
     assert_inside(ball, X, stopped.X_adv)
 
 
-def test_too_many_concave_neurons_in_l2_leave_a_bracket():
+def test_many_concave_neurons_in_l2():
     hidden = np.random.default_rng(0).normal(size=(3, 20))
     X, y, ball = np.zeros((1, 2)), np.array([1]), LpBall(2, 5.0)
     network = TwoLayerReLU(hidden, -np.ones((20, 1)))
     lowest = margins(network, dense(ball, X[0]), np.ones(101**2)).min()
-    network = TwoLayerReLU(hidden, -np.ones((20, 1)), offset=np.array([1.0 - lowest]))
     result = exact_margins(network, X, y, ball)
-    assert result.status[0] == "unknown"
-    assert result.lower[0] < 0.0 < 1.0 <= result.upper[0] + 0.1
-    np.testing.assert_allclose(result.lower, margin_bounds(network, X, y, ball))
+    assert_closed(result, network, X, y, ball)
+    np.testing.assert_allclose(result.upper, lowest, rtol=1e-3)
+
+
+# -------------------------------------------------------------------- its parts
+
+
+def some_cases(p, shape, seed=0, radius=None):
+    """Return the problems of three samples in cases of random signs, and points of their sets."""
+    d, m, ball, rng = 3, 8, ball_of(p, shape, 3), np.random.default_rng(seed)
+    network, (X, _) = random_network(d, m, 2, seed), random_data(d, n=3, seed=seed)
+    sample = np.repeat(np.arange(3), 4)
+    directions = rng.normal(size=(len(sample), 2))
+    weight, offset = directions @ network.output.T, directions @ network.offset
+    minima = Minima(network, ball.around(X, radius=radius), sample, weight, offset)
+    cases = roots(minima)
+    concave = (weight < 0.0) & (cases.least < 0.0) & (cases.most > 0.0)
+    sign = np.where(concave, rng.choice([-1, 0, 1], weight.shape, p=[0.2, 0.6, 0.2]), 0)
+    scale = 1.0 if radius is None else radius[:, None]
+    steps = ball.sample(np.tile(X, (2000, 1)), rng).reshape(2000, 3, d)
+    lo, hi = ball.feature_range(d)
+    return minima, cases._replace(sign=sign.astype(np.int8)), np.clip(X + scale * steps, lo, hi)
+
+
+def values_in_case(minima, cases, points, b):
+    """Return the outputs of the problem of case b at those points that are in the case."""
+    i = cases.problem[b]
+    t = minima.network.design(points[:, minima.sample[i]]) @ minima.network.hidden
+    inside = (t * cases.sign[b] >= 0.0).all(axis=1)
+    return t[inside], minima.offset[i] + np.maximum(t[inside], 0.0) @ minima.weight[i]
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_choice_of_slopes_is_a_lower_bound(p, shape):
+    minima, cases, points = some_cases(p, shape)
+    relaxation, rng = Relaxation(minima, cases), np.random.default_rng(1)
+    low = np.maximum(relaxation.low, -3.0 * np.abs(relaxation.weight))
+    high = np.minimum(relaxation.high, 3.0 * np.abs(relaxation.weight))
+    n_met = 0
+    for share in (0.0, 1.0, rng.uniform(size=low.shape), rng.uniform(size=low.shape)):
+        slope = np.minimum(low, high) + share * np.abs(high - low)
+        bound = relaxation.bound(slope, slope @ minima.hidden.T)
+        for b in range(len(bound)):
+            _, values = values_in_case(minima, cases, points, b)
+            n_met += len(values)
+            assert (values >= bound[b]).all()
+    assert n_met > 5_000
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ascent_comes_near_the_accurate_solution_from_below(p, shape):
+    minima, cases, points = some_cases(p, shape)
+    cases = cases._replace(sign=0 * cases.sign)
+    relaxation = Relaxation(minima, cases)
+    few, many = (relaxation.ascend(cases.slope, n).bound for n in (1, 300))
+    no_bound = np.full(3, np.inf)
+    for b in range(len(few)):
+        solved = cone_program.solve(Relaxation(minima, cases.at([b])), -no_bound, no_bound)
+        assert few[b] <= many[b] <= solved.bound + 1e-7
+        span = np.abs(minima.weight[b]) @ minima.reach[minima.sample[b]]
+        assert solved.bound - many[b] <= 0.02 * span
+        assert solved.bound <= values_in_case(minima, cases, points, b)[1].min()
+
+
+def test_the_relaxation_is_the_triangle_linear_program():
+    minima, cases, _ = some_cases(np.inf, "equal", seed=3)
+    cases = cases._replace(sign=0 * cases.sign)
+    for b in range(len(cases.problem)):
+        k, weight = minima.sample[b], minima.weight[b]
+        delta, h = cp.Variable(3), cp.Variable(8)
+        t, least, most = minima.at_center[k] + delta @ minima.hidden, cases.least[b], cases.most[b]
+        rules = [cp.abs(delta) <= minima.sets.radius * minima.sets.weights[0], h >= 0.0, h >= t]
+        for j in range(8):
+            if least[j] >= 0.0 or most[j] <= 0.0:
+                rules.append(h[j] == t[j] * (least[j] >= 0.0))
+            else:
+                rules.append(h[j] <= most[j] * (t[j] - least[j]) / (most[j] - least[j]))
+        problem = cp.Problem(cp.Minimize(minima.offset[b] + weight @ h), rules)
+        value = problem.solve(solver=cp.CLARABEL)
+        no_bound = np.full(3, np.inf)
+        solved = cone_program.solve(Relaxation(minima, cases.at([b])), -no_bound, no_bound)
+        np.testing.assert_allclose(solved.bound, value, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("radius", [None, np.array([0.5, 1.0, 2.0])])
+def test_the_sign_of_a_neuron_implies_ranges_of_the_others(p, radius):
+    minima, cases, points = some_cases(p, "equal", seed=2, radius=radius)
+    n_narrower = 0
+    for i in range(len(minima.sample)):
+        least, most = implied_ranges(minima, i)
+        t = minima.network.design(points[:, minima.sample[i]]) @ minima.network.hidden
+        for j in range(8):
+            for inactive in (0, 1):
+                met = t[(t[:, j] <= 0.0) if inactive else (t[:, j] >= 0.0)]
+                assert (met >= least[inactive, j]).all()
+                assert (met <= most[inactive, j]).all()
+        n_narrower += np.sum(least > cases.least[i]) + np.sum(most < cases.most[i])
+    assert n_narrower > 50
+
+
+def test_parallel_neurons_are_searched_as_one():
+    """Forty copies of a neuron have two sensible cases, not 2^40."""
+    rng = np.random.default_rng(0)
+    direction = np.array([[1.0], [0.5], [0.1]])
+    hidden = np.hstack([direction * rng.uniform(0.5, 2.0, 40), rng.normal(size=(3, 4))])
+    output = np.vstack([-np.ones((40, 1)), np.ones((4, 1))])
+    network, X, ball = TwoLayerReLU(hidden, output), np.zeros((1, 2)), LpBall(np.inf, 1.0)
+    result = exact_margins(network, X, np.array([1]), ball)
+    assert_closed(result, network, X, np.array([1]), ball)
+    lowest = margins(network, dense(ball, X[0]), np.ones(101**2)).min()
+    np.testing.assert_allclose(result.upper, lowest, atol=1e-2)
+
+
+def test_an_impossible_case_has_no_bound():
+    network = TwoLayerReLU(np.eye(2), -np.ones((2, 1)), intercept=False)
+    sets = LpBall(np.inf, 1.0).around(np.zeros((1, 2)))
+    minima = Minima(network, sets, np.array([0]), np.array([[-1.0, -1.0]]), np.zeros(1))
+    case = roots(minima)._replace(sign=np.array([[1, -1]], dtype=np.int8))
+    above = np.array([np.inf, np.inf])
+    solved = cone_program.solve(Relaxation(minima, case), np.array([-np.inf, 0.5]), above)
+    assert solved.bound > 1e3  # x_2 >= 1/2 by its bound, and x_2 <= 0 in this case
+
+
+# -------------------------------------------------------------------- verdicts
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("C", [1, 3])
+def test_each_method_is_at_least_as_sharp_as_the_one_before(p, shape, C):
+    d, ball = 5, ball_of(p, shape, 5, epsilon=0.3)
+    network, (X, _) = random_network(d, 12, C, seed=6), random_data(d, C, n=20, seed=6)
+    outputs = network.predict(X)
+    y = np.where(outputs[:, 0] > 0, 1, -1) if C == 1 else outputs.argmax(axis=1)
+    interval, lp, exact = (certify(network, X, y, ball, how) for how in METHODS)
+    full = exact_margins(network, X, y, ball)
+    np.testing.assert_array_equal(interval.lower, margin_bounds(network, X, y, ball))
+    np.testing.assert_array_equal(interval.X_adv, X)
+    assert (lp.lower >= interval.lower).all()
+    for result in (interval, lp, exact):
+        assert (result.lower <= full.upper).all()
+        np.testing.assert_array_equal(result.upper, margins(network, result.X_adv, y))
+        assert_inside(ball, X, result.X_adv)
+        robust, broken = result.status == "robust", result.status == "broken"
+        np.testing.assert_array_equal(full.status[robust], "robust")
+        np.testing.assert_array_equal(full.status[broken], "broken")
+        assert (result.seconds >= 0.0).all()
+    assert (exact.status != "unknown").all()
+    n_robust = [np.sum(result.status == "robust") for result in (interval, lp, exact)]
+    assert n_robust == sorted(n_robust)
+
+
+@pytest.mark.parametrize("C", [1, 3])
+def test_output_intervals_of_all_methods(C):
+    network, (X, _), ball = random_network(2, 8, C), random_data(2, n=4), LpBall(np.inf, 0.4)
+    ends = [output_interval(network, X, ball, how) for how in METHODS]
+    for (lo, hi), (sharper_lo, sharper_hi) in itertools.pairwise(ends):
+        assert (lo <= sharper_lo + 1e-12).all()
+        assert (sharper_hi <= hi + 1e-12).all()
+    for k, x in enumerate(X):
+        f = network.predict(dense(ball, x))
+        assert (ends[-1][0][k] <= f.min(axis=0) + 1e-12).all()
+        assert (ends[-1][1][k] >= f.max(axis=0) - 1e-12).all()
+        np.testing.assert_allclose(ends[-1][0][k], f.min(axis=0), atol=0.05)
+        np.testing.assert_allclose(ends[-1][1][k], f.max(axis=0), atol=0.05)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("C", [1, 3])
+def test_exact_radius_is_between_proofs(p, shape, C):
+    d, ball = 4, ball_of(p, shape, 4, epsilon=1.0)
+    network, (X, y) = random_network(d, 8, C, seed=7), random_data(d, C, n=6, seed=7)
+    found = exact_radius(network, X, y, ball, tol=1e-2)
+    wrong = margins(network, X, y) <= 0.0
+    np.testing.assert_array_equal(found.lower[wrong], 0.0)
+    np.testing.assert_array_equal(found.upper[wrong], 0.0)
+    assert (found.lower >= certified_radius(network, X, y, ball)).all()
+    assert (found.upper - found.lower <= 1e-2 * found.upper)[np.isfinite(found.upper)].all()
+    for k in np.flatnonzero(~wrong & np.isfinite(found.upper)):
+        below, above = ball.scaled_to(found.lower[k]), ball.scaled_to(found.upper[k])
+        assert certify(network, X[[k]], y[[k]], below, "exact").status == "robust"
+        assert margins(network, found.X_adv[[k]], y[[k]]) <= 0.0
+        assert_inside(above, X[[k]], found.X_adv[[k]])
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_exact_radius_of_a_linear_function(p):
+    w, X = np.array([[1.0], [-2.0], [0.5]]), np.random.default_rng(0).normal(size=(5, 3))
+    network = TwoLayerReLU(np.hstack([w, -w]), np.array([[1.0], [-1.0]]), intercept=False)
+    y = np.where(X @ w[:, 0] > 0.0, 1, -1)
+    found = exact_radius(network, X, y, LpBall(p, 0.1))
+    expected = np.abs(X @ w[:, 0]) / np.linalg.norm(w, DUAL_NORM[p])
+    assert (found.lower <= expected + 1e-12).all()
+    assert (found.upper >= expected - 1e-12).all()
+    np.testing.assert_allclose(found.lower, expected, rtol=2e-3)
+
+
+def test_exact_radius_without_any_adversary_or_time():
+    constant = TwoLayerReLU(np.zeros((3, 1)), np.ones((1, 1)), offset=np.ones(1))
+    found = exact_radius(constant, np.zeros((1, 2)), np.array([1]), LpBall(np.inf, 0.1))
+    assert found.lower[0] == found.upper[0] == np.inf
+    network, (X, _), bounds = random_network(2, 8), random_data(2), (-1.0, 1.1)
+    y = np.where(network.predict(X)[:, 0] > 0, 1, -1)
+    stopped = exact_radius(network, X, y, LpBall(2, 0.1, bounds), time_limit=0.0)
+    np.testing.assert_array_equal(
+        stopped.lower, certified_radius(network, X, y, LpBall(2, 0.1, bounds))
+    )
+    assert np.isinf(stopped.upper).all()
+    offset = 1.0 + 100.0 * np.abs(network.hidden).sum() * np.abs(network.output).sum()
+    safe = TwoLayerReLU(network.hidden, network.output, offset=np.array([offset]))
+    found = exact_radius(safe, X, np.ones(len(X), int), LpBall(np.inf, 0.1, bounds))
+    np.testing.assert_array_equal(found.lower, np.inf)
 
 
 # -------------------------------------------------------------------- the interval
@@ -283,7 +471,7 @@ def test_batches_change_nothing(monkeypatch):
     network, (X, y), ball = random_network(C=3), random_data(C=3, n=11), LpBall(np.inf, 0.2)
     whole = [f(network, X, y, ball) for f in (margin_bounds, certified_radius)]
     whole += output_interval(network, X, ball)
-    monkeypatch.setattr(certificates, "_BATCH", 3)
+    monkeypatch.setattr(interval, "_BATCH", 3)
     parts = [f(network, X, y, ball) for f in (margin_bounds, certified_radius)]
     parts += output_interval(network, X, ball)
     for a, b in zip(whole, parts, strict=True):

@@ -285,6 +285,6 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
             objective = attacks.worst_margin_objective(self.network_, labels)
             X_adv = attacks.pgd(objective, X, ball, n_restarts=5, random_state=0)
             return objective(X_adv)[0] < 0.0
-        result = certificates.exact_margins(self.network_, X, labels, ball, verdict_only=True)
+        result = certificates.certify(self.network_, X, labels, ball, "exact")
         warn_undecided(result)
         return result.status == "robust"
