@@ -1,6 +1,8 @@
-"""Non-convex adversarial training in torch, the comparison for the convex programs."""
+"""Non-convex adversarial training in torch, the comparison for the convex programs, and attacks."""
 
 try:
+    from convexrobust.deep import attacks
+    from convexrobust.deep.attacks import as_two_logit
     from convexrobust.deep.training import train_two_layer
 except ModuleNotFoundError as error:
     if error.name != "torch":
@@ -9,4 +11,4 @@ except ModuleNotFoundError as error:
         "convexrobust.deep needs torch: pip install 'convexrobust[torch]'."
     ) from error
 
-__all__ = ["train_two_layer"]
+__all__ = ["as_two_logit", "attacks", "train_two_layer"]

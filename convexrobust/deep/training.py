@@ -14,6 +14,7 @@ import torch
 
 from convexrobust.attacks import fgsm, pgd
 from convexrobust.backends import torch as torch_backend
+from convexrobust.deep.model_loss import autograd_objective
 from convexrobust.losses import Hinge
 from convexrobust.network import TwoLayerReLU
 
@@ -117,31 +118,6 @@ def train_two_layer(
             _descend(optimizer, torch.mean(losses) + beta / 2.0 * decay, epoch)
         schedule.step()
     return TwoLayerReLU(*(weight.detach().numpy() for weight in weights))
-
-
-def autograd_objective(objective):
-    """Return ``loss_and_gradient`` for an attack from a differentiable function of the points.
-
-    Parameters
-    ----------
-    objective : callable
-        From a tensor of points (n, d) to a tensor of losses (n,), each of its own row only.
-
-    Returns
-    -------
-    callable
-        From points (n, d) to losses (n,) and gradients (n, d), both detached. The ``.grad`` of no
-        parameter is touched.
-    """
-
-    def loss_and_gradient(X):
-        X = X.detach().requires_grad_()
-        with torch.enable_grad():
-            losses = objective(X)
-            (gradient,) = torch.autograd.grad(losses.sum(), X)
-        return losses.detach(), gradient
-
-    return loss_and_gradient
 
 
 def _check(X, y, loss, n_outputs, attack, ball):
