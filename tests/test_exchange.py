@@ -3,11 +3,13 @@
 from dataclasses import replace
 from functools import cache
 
+import cvxpy as cp
 import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.attacks import pgd, worst_margin_objective
+from convexrobust.backends import cvxpy as cvxpy_backend
 from convexrobust.backends import numpy as xp
 from convexrobust.certificates import exact_objective
 from convexrobust.exchange import Exchange, ExchangeSolution, method
@@ -27,7 +29,7 @@ from convexrobust.patterns import enumerate_patterns, patterns_of, sample_patter
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import ConicSolver
+from convexrobust.solvers import ConicSolver, InteriorPoint
 from tests.cases import BALLS, name, small_data, small_program
 
 LINF = LpBall(np.inf, 0.15)
@@ -331,6 +333,11 @@ class TestBadInput:
         with pytest.raises(ValueError, match="needs multipliers"):
             Exchange(solver=Silent()).solve(few())
 
+    def test_a_solver_without_copies_is_refused_before_anything_is_trained(self, monkeypatch):
+        monkeypatch.setattr(method, "trained_network", lambda *_: pytest.fail("trained"))
+        with pytest.raises(ValueError, match="InteriorPoint takes no program with copy_of"):
+            Exchange(solver=InteriorPoint(), patterns="grow").solve(few())
+
 
 def test_ctrl_c_keeps_the_best_network(monkeypatch):
     program, calls = few(), []
@@ -359,9 +366,9 @@ def test_ctrl_c_in_the_first_round_keeps_the_network_given(monkeypatch):
     with pytest.warns(ConvergenceWarning, match="'interrupted'"):
         found = Exchange(network=network).solve(program)
     assert found.objective == pytest.approx(optimum().objective)
-    assert found.lower_bound == -np.inf
-    with pytest.raises(KeyboardInterrupt):
-        Exchange().solve(program)
+    assert found.lower_bound <= optimum().lower_bound
+    with pytest.warns(ConvergenceWarning, match="'interrupted'"):
+        assert Exchange().solve(program).network.n_neurons == 0
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -386,6 +393,76 @@ def test_a_row_of_zeros():
     found = Exchange().solve(program)
     assert found.status == "optimal"
     assert found.relative_gap <= 1e-3
+
+
+def all_at_odds(loss, ball, n_classes=2):
+    """Return a program whose sets all meet, with two samples of each target."""
+    X, _ = small_data(n=6)
+    y = np.tile([-1.0, 0.5, 1.5] if loss.task == "regression" else np.arange(3), 2)
+    if n_classes == 2 and loss.task == "classification":
+        y = np.tile([-1, 1], 3)
+    D = sample_patterns(X, 4, random_state=0)
+    parts = (GroupLasso(1e-3), ball)
+    return ConvexProgram(X, y, D, loss, *parts, n_outputs=n_classes if n_classes > 2 else 1)
+
+
+@pytest.mark.parametrize("inner", ["exact", "attack"])
+@pytest.mark.parametrize("patterns", ["all", "grow", "fixed"])
+@pytest.mark.parametrize("p", [1, 2, np.inf])
+def test_where_no_network_can_help_it_stops_before_training(monkeypatch, p, patterns, inner):
+    """At the middle of two points of different class one is wrong: two losses of at least 2."""
+    monkeypatch.setattr(method, "trained_network", lambda *_: pytest.fail("trained"))
+    program = all_at_odds(Hinge(), LpBall(p, 5.0))
+    found = Exchange(patterns=patterns, inner=inner).solve(program)
+    assert (found.status, found.n_iter, found.network.n_neurons) == ("optimal", 0, 0)
+    assert found.lower_bound_scope == "all patterns"
+    assert (found.objective, found.lower_bound) == pytest.approx((1.0, 1.0))
+    assert found.lower_bound <= found.objective
+
+
+class TestConflicts:
+    """Points of two samples with different targets, and what they cost."""
+
+    @pytest.mark.parametrize(("loss", "n_classes"), [(Hinge(), 2), (Squared(), 2), (Logistic(), 3)])
+    @pytest.mark.parametrize("weight", [np.ones(6), np.array([1.0, 3.0, 2.0, 1.0, 1.0, 0.0])])
+    def test_cost_is_below_the_least_loss_of_any_outputs(self, loss, n_classes, weight):
+        """Outputs that are free at every point: no model has a smaller loss at these points."""
+        ball = LpBall(np.inf, np.array([0.6, 0.5]), bounds=(-1.5, 1.5))
+        program = replace(all_at_odds(loss, ball, n_classes), sample_weight=weight)
+        points, samples, cost = method._conflicts(program)
+        assert (np.abs(points - program.X[samples]) - [0.6, 0.5, 0.0]).max() <= 1e-12
+        copies = Copies(program)
+        copies.add_points(points, samples, both_sides=False)
+        nominal = copies.program(program, "soft")
+        at, same = np.unique(nominal.X, axis=0, return_inverse=True)
+        outputs = cp.Variable((len(at), program.n_outputs))[same.ravel()]
+        margins = cp.hstack(
+            [
+                cp.sum(cp.multiply(nominal.margin_map.directions[:, e], outputs), axis=1)[:, None]
+                + nominal.margin_map.offsets[:, e : e + 1]
+                for e in range(nominal.margin_map.offsets.shape[1])
+            ]
+        )
+        least = cp.Problem(cp.Minimize(nominal.mean_loss(cvxpy_backend, margins))).solve()
+        assert 0.0 < cost <= least * (1.0 + 1e-6)
+        if isinstance(loss, Hinge) and len(np.unique(weight)) == 1:
+            assert cost == pytest.approx(least, rel=1e-6)
+
+    def test_cost_of_sets_that_meet_in_pairs(self):
+        """Four points on a line, the inner two in conflict: they lose 2 of 4, others nothing."""
+        X, y = np.array([[-3.0], [-0.5], [0.4], [3.0]]), np.array([-1, 1, -1, 1])
+        D = np.ones((4, 1))
+        for epsilon, cost in ((0.44, 0.0), (0.46, 0.5), (3.0, 1.0)):
+            ball = LpBall(np.inf, epsilon)
+            program = ConvexProgram(X, y, D, Hinge(), GroupLasso(0.1), ball, intercept=False)
+            assert method._conflicts(program)[2] == pytest.approx(cost)
+
+    def test_a_fixed_feature_that_differs_is_no_conflict(self):
+        X, y = np.array([[0.0, 0.0, 1.0], [0.1, 1.0, 1.0]]), np.array([-1, 1])
+        for epsilon, n_points in (([1.0, 0.0], 0), ([1.0, 0.51], 4)):
+            ball = LpBall(2, np.array(epsilon))
+            program = ConvexProgram(X, y, np.ones((2, 1)), Hinge(), GroupLasso(0.1), ball)
+            assert len(method._conflicts(program)[0]) == n_points
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

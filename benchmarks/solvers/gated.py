@@ -21,6 +21,7 @@ from convexrobust import ConvexProgram, GroupLasso, LpBall, Squared
 from convexrobust.solvers.gated import solve_gated
 
 LEVELS = (5.7e-2, 1e-2, 1e-3, 1e-6)
+_PILOT = 20  # iterations of pyscnn to time it by
 
 
 def synthetic(n, d):
@@ -58,7 +59,7 @@ def pyscnn(problem, gates, dtype, max_iter):
     from scnn.solvers import RFISTA
 
     model = ConvexGatedReLU(gates)
-    metrics = Metrics(metric_freq=max(1, min(10, max_iter // 10)), objective=True, time=True)
+    metrics = Metrics(metric_freq=5, objective=True, time=True)
     model, metrics = optimize_model(
         model,
         RFISTA(model, max_iters=max_iter, tol=1e-14),
@@ -94,8 +95,9 @@ def peer(problem, gates, limit):
     """Return the rows of the faster precision, each given about ``limit`` seconds in all."""
     runs = []
     for dtype in ("float32", "float64"):
-        pilot, _ = pyscnn(problem, gates, dtype, 10)
-        steps = max(10, int(10 * limit / max(pilot[-1][0], 1e-3)))
+        pilot, _ = pyscnn(problem, gates, dtype, _PILOT)
+        step = (pilot[-1][0] - pilot[0][0]) / _PILOT  # without what happens only once
+        steps = max(_PILOT, int(limit / max(step, 1e-6)))
         rows, value = pyscnn(problem, gates, dtype, min(steps, 20_000))
         seconds, reported = rows[-1]
         print(f"  pyscnn {dtype}: {seconds:.1f} s, reports {reported:.9g}, recomputed {value:.9g}")

@@ -7,6 +7,8 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.exchange.cells import Priced, price_cells
@@ -23,7 +25,7 @@ from convexrobust.exchange.solution import ExchangeSolution, Round
 from convexrobust.network import TwoLayerReLU
 from convexrobust.program import ConvexProgram, Progress, Solution
 from convexrobust.solvers import ConicSolver, Solver, default_solver
-from convexrobust.solvers.monitor import INTERRUPTED, ConvergenceWarning, warn_early
+from convexrobust.solvers.monitor import INTERRUPTED, ConvergenceWarning, warn_early, watched_by
 
 _INNER = ("exact", "attack")
 _PATTERNS = ("all", "grow", "fixed")
@@ -33,6 +35,9 @@ _SHARE = 0.1  # of the bracket, or of tol, that a solver chosen here may leave o
 _ROUGHEST = 0.03  # but no more
 _SMALLEST_TOL = 1e-4  # but no less: ADMM would take for ever
 _SHARES = (0.5, 0.2, 0.05)  # of the new network in the mixtures with the best one
+_METRICS = {1: "cityblock", 2: "euclidean", np.inf: "chebyshev"}
+_FIXED = 1e-100  # in place of epsilon 0: any difference is too far
+_MOST_PAIRED = 1000  # samples: an assignment takes seconds then
 _WORSE = 0.1  # times tol: the relative rise of a loss from which a point becomes a copy
 
 
@@ -87,6 +92,10 @@ class Exchange:
     copies in floating point. Otherwise it is "patterns": ``lower_bound`` then holds for the network
     returned and for the networks whose neurons have, at the copies of the last round, the patterns
     of ``restricted``. Other networks may do better.
+
+    Points in the sets of two samples with different targets are among the first copies (up to 1000
+    samples). What they cost is a bound of scope "all patterns" too: where epsilon is so large that
+    no network is better than the zero network, it proves that before anything is trained.
 
     The status is "optimal" where the bracket is proven to be closed, and "no worse point" where the
     inner search found nothing to add and the patterns brought nothing more: a local result.
@@ -150,8 +159,8 @@ class Exchange:
         Raises
         ------
         ValueError
-            If the network does not fit, the program has copies already, or the copies have more
-            than ``most_cells`` cells.
+            If the network or the solver does not fit, the program has copies already, or the
+            copies have more than ``most_cells`` cells.
 
         Warns
         -----
@@ -178,6 +187,7 @@ class _Run:
             self.solver = ConicSolver()  # pricing needs accurate multipliers
         self.rounds: list[Round] = []
         self.solver_seconds, self.lower_bound, self.value = 0.0, -np.inf, np.inf
+        self.cost = -np.inf  # to any network, of the points that samples at odds have in common
         self.restricted = self.copies.program(program, program.formulation)  # the last
         self.solved: Solution  # of that
         self.network: TwoLayerReLU  # the best, of this value
@@ -203,6 +213,11 @@ class _Run:
 
     def _rounds(self, start) -> str:
         """Run rounds; return why they ended."""
+        self._begin_with_zero()
+        if self.options.solver is not None:
+            _try(self.options.solver, self.restricted)
+        if self._closed():
+            return "optimal"
         network = self.options.network
         if network is None and start is not None:
             network = TwoLayerReLU.from_solution(start, intercept=self.program.intercept)
@@ -210,10 +225,26 @@ class _Run:
             network = trained_network(self.program, self.options.width, self.rng)
         if network is not None and network.n_neurons:
             self._begin(network)
+        if self._closed():
+            return "optimal"
         for _ in range(self.options.max_rounds):
             if reason := self._round():
                 return reason
         return "round limit"
+
+    def _begin_with_zero(self):
+        """Take up the zero network, and the points that samples at odds have in common."""
+        program = self.program
+        loss = float(program.mean_loss(numpy_backend, program.margin_map.offsets))
+        self._keep_best(zero_network(program), Attack(program.X, self.copies.samples, loss, loss))
+        points, samples, self.cost = _conflicts(program)
+        self.lower_bound = self.cost
+        self.copies.add_points(points, samples, both_sides=self.options.patterns != "fixed")
+
+    def _closed(self) -> bool:
+        """Tell whether the best network is proven to be as good as any, of whatever patterns."""
+        bound = self.lower_bound if self.options.patterns == "all" else self.cost
+        return self.attack.objective - bound <= self.options.tol * self.attack.objective
 
     def _begin(self, network):
         """Take up the neurons of a network and its worst points."""
@@ -232,8 +263,9 @@ class _Run:
         attack = self._attacked(network)
         priced = self._priced(solved) if every else None
         bound = solved.lower_bound if priced is None else priced.lower_bound
+        bound = max(bound, self.cost)
         self.lower_bound = max(bound, self.lower_bound) if every else bound
-        centre = self.network if np.isfinite(self.value) else None
+        centre = self.network
         self._keep_best(network, attack)
         self._record(solved, attack, bound)
         if reason := self._reason(attack, solved):
@@ -242,7 +274,7 @@ class _Run:
         if priced is not None:
             self.copies.add_patterns(priced.D, priced.gates)
         self._extend(network, attack)
-        if centre is not None and self.options.inner == "attack":
+        if self.options.inner == "attack":
             self._search_between(centre, network)
         return None
 
@@ -321,8 +353,8 @@ class _Run:
     def _reason(self, attack, solved) -> str | None:
         """Return why to stop after this round, if there is a reason."""
         tol, every = self.options.tol, self.options.patterns == "all"
-        certified, found = self.attack.objective, attack.attacked_objective
-        if every and certified - self.lower_bound <= tol * certified:
+        found = min(attack.attacked_objective, self.attack.attacked_objective)
+        if self._closed():
             return "optimal"
         if solved.status == INTERRUPTED:
             return INTERRUPTED
@@ -338,11 +370,8 @@ class _Run:
         return "time limit" if late else None
 
     def _found(self, status) -> ExchangeSolution:
-        zero = zero_network(self.program)  # better than all of a run that was stopped too early
-        loss = float(self.program.mean_loss(numpy_backend, self.program.margin_map.offsets))
-        self._keep_best(zero, Attack(self.program.X, np.arange(len(self.program.X)), loss, loss))
         attack, bound = self.attack, self.lower_bound
-        every = self.options.patterns == "all"
+        every = self.options.patterns == "all" or bound <= self.cost
         if not every:  # it is about the network returned as well
             bound = min(bound, attack.attacked_objective)
         V, W = neuron_columns(self.network)
@@ -368,3 +397,36 @@ class _Run:
 def _check_one_of(name, value, allowed):
     if value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+
+
+def _try(solver, restricted):
+    """Let a solver refuse such programs before anything takes long, at one sample."""
+    first = {name: getattr(restricted, name)[:1] for name in ("X", "y", "D", "copy_of")}
+    with warnings.catch_warnings(), watched_by(lambda *_: False):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        solver.solve(replace(restricted, sample_weight=None, **first))
+
+
+def _conflicts(program):
+    r"""Return points that two samples have in common, whose they are, and what they cost any model.
+
+    At a point in the sets of samples i and j the two losses add up to at least l_ij, twice the loss
+    of the output in the middle, by convexity. An assignment with each sample in two pairs at most
+    gives the bound sum min(w_i, w_j) / 2 l_ij (following Bhagoji et al., arXiv 1909.12272).
+    """
+    X, y, n = program.X, np.asarray(program.y), len(program.X)
+    d = X.shape[1] - program.intercept
+    if program.sets.radius == 0.0 or n > _MOST_PAIRED:
+        return X[:0], np.arange(0), 0.0
+    scaled = X[:, :d] / np.maximum(program.perturbation.epsilons(d), _FIXED)
+    distances = cdist(scaled, scaled, _METRICS[program.perturbation.p])
+    i, j = np.nonzero((distances < 2.0 * (1.0 - 1e-9)) & (y[:, None] != y))
+    halves = np.abs(y[i] - y[j])[:, None] / 2.0
+    margins = 0.0 * halves if program.loss.task == "classification" else [-1.0, 1.0] * halves
+    costs = np.zeros((n, n))
+    costs[i, j] = program.loss.value(numpy_backend, margins)
+    costs *= np.minimum(program.weight[:, None], program.weight)
+    i, j = linear_sum_assignment(costs, maximize=True)
+    i, j = np.column_stack([i, j])[costs[i, j] > 0.0].T
+    middle = (X[i] + X[j]) / 2.0
+    return np.vstack([middle, middle]), np.append(i, j), (1.0 - 1e-12) * costs[i, j].sum()
