@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.datasets import load_iris, make_moons
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from convexrobust import ConvexRobustClassifier, TwoLayerReLU, evaluation
+from convexrobust.certificates import certified_radius, exact_radius
+from convexrobust.conversion import as_network, network_labels
+from convexrobust.evaluation import RobustnessTable, evaluate_robustness
+from convexrobust.perturbations import LpBall
+
+SHORT = {
+    "fgsm": {},
+    "pgd": {"n_steps": 10, "n_restarts": 2},
+    "apgd": {"n_steps": 10},
+    "square": {"n_queries": 50},
+}
+X, Y = make_moons(60, noise=0.25, random_state=0)
+LABELS = np.where(Y, "yes", "no")
+
+
+@pytest.fixture(scope="module")
+def perceptron():
+    return MLPClassifier((16,), max_iter=3000, random_state=0, solver="lbfgs").fit(X, LABELS)
+
+
+def of(table, model, measure):
+    return [row.accuracy for row in table.rows if (row.model, row.measure) == (model, measure)]
+
+
+@pytest.mark.parametrize("norm", [1, 2, np.inf])
+def test_the_sandwich(perceptron, norm):
+    convex = ConvexRobustClassifier(0.1, norm, n_patterns=5, random_state=0).fit(X, LABELS)
+    models = {"convex": convex, "perceptron": perceptron}
+    radii = [0.0, 0.1, 0.3]
+    table = evaluate_robustness(models, X, LABELS, radii, norm=norm, suite=SHORT)
+    for name, model in models.items():
+        clean, worst, certified, exact = (
+            np.array(of(table, name, m)) for m in ("clean", "worst attack", "certified", "exact")
+        )
+        assert (certified <= exact).all()
+        assert (exact <= worst).all()
+        assert (worst <= clean).all()
+        np.testing.assert_allclose(clean, model.score(X, LABELS))
+        assert clean[0] == worst[0] == certified[0] == exact[0]
+        assert exact[2] < clean[2]
+        for attack in SHORT:
+            assert (worst <= np.array(of(table, name, attack)) + 1e-12).all()
+        network, labels, ball = as_network(model), network_labels(model, LABELS), LpBall(norm, 0.1)
+        radius = certified_radius(network, X, labels, ball)
+        expected = [np.mean((radius >= t) & (model.predict(X) == LABELS)) for t in radii]
+        np.testing.assert_allclose(certified, expected)
+        true = exact_radius(network, X, labels, ball)
+        for t, share in zip(radii, exact, strict=True):
+            right = model.predict(X) == LABELS
+            assert np.mean(right & (true.lower > t)) <= share <= np.mean(right & (true.upper >= t))
+
+
+def test_a_pipeline_is_measured_in_units_of_its_input(perceptron):
+    scale = np.array([100.0, 0.01])
+    model = MLPClassifier((16,), max_iter=3000, random_state=0, solver="lbfgs")
+    pipeline = make_pipeline(StandardScaler(), model).fit(X * scale, LABELS)
+    shape = (X * scale).std(axis=0)
+    table = evaluate_robustness(
+        {"pipeline": pipeline}, X * scale, LABELS, [0.1, 0.2], feature_scale=shape, suite=SHORT
+    )
+    inside = pipeline[0].transform(X * scale)
+    expected = evaluate_robustness({"model": pipeline[1]}, inside, LABELS, [0.1, 0.2], suite=SHORT)
+    for measure in ("clean", "fgsm", "certified", "exact"):
+        np.testing.assert_allclose(of(table, "pipeline", measure), of(expected, "model", measure))
+
+
+def test_bounds_and_immutable_features_help(perceptron):
+    plain, held, cut = (
+        evaluate_robustness(perceptron, X, LABELS, 0.3, suite={}, **options)
+        for options in (
+            {},
+            {"feature_scale": [1.0, 0.0]},
+            {"bounds": (X.min(axis=0), X.max(axis=0))},
+        )
+    )
+    exact = [table.accuracy("MLPClassifier", 0.3, "exact") for table in (plain, held, cut)]
+    assert exact[0] <= min(exact[1:])
+    assert exact[0] < exact[1]
+
+
+def test_several_classes():
+    X, y = load_iris(return_X_y=True)
+    model = MLPClassifier((8,), max_iter=3000, random_state=0, solver="lbfgs").fit(X, y)
+    table = evaluate_robustness(model, X, y, [0.05, 0.2], suite=SHORT)
+    worst, exact = (of(table, "MLPClassifier", m) for m in ("worst attack", "exact"))
+    assert exact[1] <= worst[1] < model.score(X, y)
+
+
+def test_a_torch_module_is_what_its_network_is():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    network = TwoLayerReLU(rng.normal(size=(3, 8)), rng.normal(size=(8, 1)))
+    y = np.where(network.predict(X)[:, 0] > 0.2, 1, -1)
+    module = torch.nn.Sequential(torch.nn.Identity(), *network.to_torch())
+    table = evaluate_robustness({"a": network, "b": module}, X, y, [0.1, 0.3], suite=SHORT)
+    for measure in ("clean", *SHORT, "worst attack"):
+        np.testing.assert_allclose(of(table, "a", measure), of(table, "b", measure), atol=0.035)
+    assert np.isnan(of(table, "b", "exact")).all()
+    assert np.isnan(of(table, "b", "certified")).all()
+    assert module.training
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_other_classifiers_are_attacked_without_gradients():
+    forest = RandomForestClassifier(10, random_state=0).fit(X, LABELS)
+    table = evaluate_robustness({"forest": forest}, X, LABELS, [0.0, 0.3], suite=SHORT)
+    assert np.isnan(of(table, "forest", "pgd")).all()
+    square = of(table, "forest", "square")
+    assert square == of(table, "forest", "worst attack")
+    assert square[0] == forest.score(X, LABELS) > square[1]
+
+
+def test_confidence_intervals_are_those_of_clopper_and_pearson(perceptron):
+    table = evaluate_robustness(perceptron, X, LABELS, 0.2, suite=SHORT, confidence=0.9)
+    for row in table.rows:
+        k = round(row.accuracy * row.n)
+        expected = binomtest(k, row.n).proportion_ci(0.9, method="exact")
+        np.testing.assert_allclose((row.low, row.high), expected)
+        assert row.n == len(X)
+
+
+def test_without_time_samples_stay_undecided():
+    rng = np.random.default_rng(1)
+    network = TwoLayerReLU(rng.normal(size=(3, 30)), rng.normal(size=(30, 1)))
+    y = np.where(network.predict(X)[:, 0] > 0, 1, -1)
+    row = evaluate_robustness(network, X, y, 0.3, suite={}, time_limit=0.0).rows[-1]
+    assert row.measure == "exact"
+    assert row.undecided > 0
+    certified = evaluate_robustness(network, X, y, 0.3, suite={}, exact=False)
+    assert row.accuracy == certified.accuracy("TwoLayerReLU", 0.3, "certified")
+    assert "*" in str(RobustnessTable([row]))
+
+
+def test_the_table(perceptron):
+    table = evaluate_robustness({"perceptron": perceptron}, X, LABELS, [0.1, 0.2], suite=SHORT)
+    lines = str(table).splitlines()
+    assert len(lines) == 4
+    assert all(len(line) == len(lines[0]) for line in lines)
+    assert f"{100 * table.accuracy('perceptron', 0.1, 'clean'):.1f}%" in lines[2]
+    frame = table.to_frame()
+    assert len(frame) == len(table.rows) == 2 * (len(SHORT) + 4)
+    with pytest.raises(KeyError, match="no 'cleen'"):
+        table.accuracy("perceptron", 0.1, "cleen")
+
+
+def test_a_contradiction_is_an_error(perceptron, monkeypatch):
+    monkeypatch.setattr(evaluation._Network, "stands", lambda self, *_: np.zeros(len(X), bool))
+    with pytest.raises(RuntimeError, match="proven robust"):
+        evaluate_robustness(perceptron, X, LABELS, 0.01, suite={"fgsm": {}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"X": X[:5]}, "one length"),
+        ({"X": X[:0], "y": LABELS[:0]}, "one length"),
+        ({"confidence": 1.0}, "confidence"),
+        ({"suite": {"pdg": {}}}, "'pdg'"),
+        ({"y": np.where(Y, "yes", "maybe")}, "maybe"),
+        ({"estimators": {"it": "no model"}}, "'it'"),
+        ({"epsilons": [-0.1]}, "epsilon"),
+        ({"bounds": (0.0, 0.1)}, "bounds exclude"),
+        ({"X": np.hstack([X, X])}, "shape"),
+    ],
+)
+def test_wrong_input_is_refused(perceptron, change, message):
+    arguments = {"estimators": perceptron, "X": X, "y": LABELS, "epsilons": 0.1} | change
+    with pytest.raises(ValueError, match=message):
+        evaluate_robustness(**arguments)
+
+
+def test_names_must_be_distinct(perceptron):
+    with pytest.raises(ValueError, match="dict of names"):
+        evaluate_robustness([perceptron, perceptron], X, LABELS, 0.1)
