@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,8 @@ from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import ADMM, ConicSolver, margin_prox
 from convexrobust.solvers.balance import Balance
+from convexrobust.solvers.margin_prox import MarginProx
+from convexrobust.solvers.reach import SharedReach
 from tests.cases import BALLS, LOSSES, name, small_data
 
 
@@ -128,3 +131,61 @@ def test_blocks_of_rows_change_nothing(ball, monkeypatch):
         parts = ADMM(**options).solve(program)
     np.testing.assert_allclose(parts.V, whole.V, atol=1e-10)
     assert parts.lower_bound == pytest.approx(whole.lower_bound, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("loss", "ball"),
+    [(loss, BALLS[2]) for loss in LOSSES] + [(Hinge(), ball) for ball in (*BALLS[:2], BALLS[5])],
+    ids=name,
+)
+def test_steps_of_the_margins_reach_the_proximal_point(loss, ball):
+    """Repeated, they solve a = -weight * dloss(m) at the margins of the slopes they return."""
+    program = program_of(loss, ball)
+    prox, n = MarginProx(program, torch.zeros((), dtype=torch.float64)), len(program.X)
+    n_margins = program.margin_map.offsets.shape[1]
+    given = torch.as_tensor(np.random.default_rng(0).normal(size=(n_margins, n, 3)))
+    a = torch.zeros(n_margins, n, dtype=torch.float64)
+    for _ in range(50):
+        a, M = prox(given, 0.1 / n, a, lambda a: None)
+    slopes, shares = M.numpy(), a.numpy().T / program.weight[:, None]
+    centre = np.einsum("ekd,kd->ke", slopes, program.sets.center) + program.margin_map.offsets
+    margins = centre - np.stack([program.sets.support(xp, Q) for Q in slopes], axis=1)
+    total = loss.value(xp, margins) + loss.conjugate(shares) + np.sum(shares * margins, axis=1)
+    np.testing.assert_allclose(total, 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ball", BALLS[:5], ids=name)
+def test_steps_of_the_reaches_reach_the_proximal_point(ball):
+    """Repeated, they minimise beta |z| + rho_z/2 |z - z0|^2 + rho_a/2 (A - A0)^2, rho(z) <= A."""
+    reach = SharedReach(program_of(Hinge(), ball).sets, torch.zeros((), dtype=torch.float64))
+    rng = np.random.default_rng(0)
+    Z0, A0 = rng.normal(size=(2, 1, 3, 2)), rng.normal(size=(2, 1, 2)) / 3
+    rho_z, rho_a, beta = 2.0, 5.0, 0.6
+    for _ in range(100):
+        Z, A = reach.prox(torch.as_tensor(Z0), rho_z, torch.as_tensor(A0), rho_a, beta)
+    for index in np.ndindex(2, 1, 2):
+        side, output, neuron = index
+        z, bound = cp.Variable(3), cp.Variable()
+        norm = cp.norm(cp.multiply(reach.axes.numpy(), z), {1: "inf", 2: 2, np.inf: 1}[ball.p])
+        cost = beta * cp.norm(z, 2) + rho_a / 2 * cp.square(bound - A0[index])
+        cost += rho_z / 2 * cp.sum_squares(z - Z0[side, output, :, neuron])
+        cp.Problem(cp.Minimize(cost), [norm <= bound]).solve(solver=cp.CLARABEL)
+        least = cost.value
+        z.value, bound.value = Z[side, output, :, neuron].numpy(), A[index].numpy()
+        assert norm.value <= bound.value + 1e-12
+        assert cost.value == pytest.approx(least, abs=1e-7)
+
+
+@pytest.mark.parametrize("formulation", ["soft", "hard"])
+def test_what_is_handed_out_stays_as_it_was(formulation):
+    """The iteration works in place: the dual point of the best bound must be a copy."""
+    program = program_of(Hinge(), BALLS[2], formulation)
+    with pytest.warns(ConvergenceWarning):
+        solution = ADMM(1e-12, 150).solve(program)
+    assert program.lower_bound(solution.multipliers) == solution.lower_bound
+    assert program.solution(solution.V, solution.W).objective == solution.objective
+    again = [u.copy() for u in (solution.V, solution.multipliers.margins)]
+    with pytest.warns(ConvergenceWarning):
+        ADMM(1e-12, 50).solve(program, solution)
+    for before, now in zip(again, (solution.V, solution.multipliers.margins), strict=True):
+        np.testing.assert_array_equal(now, before)

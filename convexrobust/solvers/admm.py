@@ -38,7 +38,7 @@ from convexrobust.solvers.monitor import Monitor
 from convexrobust.solvers.reach import BoxReach, SharedReach, shrunk
 from convexrobust.solvers.tensors import memory_of, scalar_like
 
-_RELAXATION = 1.6
+_RELAXATION = 1.6  # 1.9 saves the hinge a sixth of the iterations, and stalls the logistic loss
 _CHECK = 50  # iterations between two certificates
 _BALANCE = 20  # iterations between two changes of the weights
 _LAST_BALANCE = 400  # the iteration converges for weights that no longer change
@@ -126,8 +126,7 @@ class ADMM:
                 splitting.iterate()
                 if n_iter % _BALANCE == 0 and n_iter <= _LAST_BALANCE:
                     splitting.balance()
-                due = n_iter % _CHECK == 0 or n_iter == self.max_iter
-                if due:
+                if n_iter % _CHECK == 0 or n_iter == self.max_iter:
                     V, W = splitting.point()
                     if monitor.record(n_iter, V, W, splitting.multipliers()):
                         break
@@ -160,11 +159,11 @@ class _Splitting:
         if start is not None and start.V.shape == program.shape:
             U = xp.constant(np.stack([start.V, start.W]), like)
         self.a = torch.zeros(directions.shape[1], n, dtype=like.dtype, device=like.device)
-        self.state = self.z = self.x = self._copies(U)
-        b = None
+        self.state = self._copies(U)
+        bounds, b = self.state.A, None
         if start is not None and start.multipliers is not None:
             b = self._take_up(repaired(program, start.multipliers))
-        self.cones.start(U, self.z.A, b)
+        self.cones.start(U, bounds, b)
 
     def _copies(self, U, A=None) -> Blocks:
         """Return what the blocks are copies of, at weights U (2, C, d, P) and bounds A."""
@@ -195,11 +194,12 @@ class _Splitting:
     def iterate(self, measure=False):
         """Take one step; with ``measure`` return the imbalance of the cone rows."""
         s, rho = self.state, self.rho
-        self.a, M, self.perturbation = self.prox(s.M, rho.M, self.a, self.cones.charge)
+        self.a, M = self.prox(s.M, rho.M, self.a, self.cones.charge)
         self.cones.settle(self.a)
         self.z = Blocks(M, *self._shrunk(s))
-        self.x = self._linear(_each(lambda z, s: 2.0 * z - s, self.z, s))
-        self.state = _each(lambda s, x, z: s + _RELAXATION * (x - z), s, self.x, self.z)
+        self.x = self._linear(_each(lambda s, z: torch.lerp(s, z, 2.0), s, self.z))
+        for state, x, z in _parts(s, self.x, self.z):
+            state.add_(x, alpha=_RELAXATION).sub_(z, alpha=_RELAXATION)
         return self.cones.move(self.x.Z, self.x.A, _RELAXATION, measure)
 
     def _shrunk(self, s):
@@ -249,7 +249,10 @@ class _Splitting:
         """Return the dual point that the proximal steps found."""
         slopes: dict[int, np.ndarray] = {}
         if self.reach is not None:
-            perturbation = self.perturbation.double().cpu().numpy()
+            # The multipliers of M are those of the perturbation less a times the data.
+            u = _dual(self.state.M, self.x.M, self.z.M)
+            worst = torch.addcmul(self.rho.M * u, self.a[:, :, None], self.X)
+            perturbation = worst.double().cpu().numpy()
             for (shared, sign), P in zip(_shared_slopes(self.program), perturbation, strict=True):
                 slopes[shared] = slopes.get(shared, 0.0) + sign * P
         margins = self.a.double().cpu().numpy().T
@@ -270,8 +273,12 @@ def _reach_of(sets, like):
 
 def _each(function, *blocks) -> Blocks:
     """Apply a function to each block that is there."""
-    parts = zip(*blocks, strict=True)
-    return Blocks(*(function(*part) for part in parts if part[-1] is not None))
+    return Blocks(*(function(*part) for part in _parts(*blocks)))
+
+
+def _parts(*blocks):
+    """Return the arrays of each block that is there."""
+    return [part for part in zip(*blocks, strict=True) if part[-1] is not None]
 
 
 def _dual(s, x, z):

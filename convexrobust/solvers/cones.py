@@ -33,7 +33,7 @@ class _Rows(NamedTuple):
     output: int
     rows: torch.Tensor
     X: torch.Tensor
-    S: torch.Tensor
+    opposite: torch.Tensor  # -S
     margin: torch.Tensor  # number of the margin that alone pays for the slack
     shared: bool  # all margins pay for it
 
@@ -72,7 +72,8 @@ class ConeCopies:
         self.X, self.gram = X, X.T @ X
         self.n_margins = program.margin_map.offsets.shape[1]
         self.blocks = _blocks(program, X)
-        self.b = [torch.zeros_like(block.S) for block in self.blocks]
+        self.b = [torch.zeros_like(block.opposite) for block in self.blocks]
+        self.buffers = [torch.empty_like(block.opposite) for block in self.blocks]
 
     @property
     def kappa(self) -> float:
@@ -91,24 +92,24 @@ class ConeCopies:
         self.old_copies = None
 
     def _gaps(self, U, A, measure=False):
-        """Return R A - S (X U) at the rows of each block."""
-        gaps, self.sizes = [], [0.0, 0.0]
-        for block in self.blocks:
-            gap = -block.S * (block.X @ U[block.side, block.output])
+        """Return R A - S (X U) at the rows of each block, in the buffers."""
+        self.sizes = [0.0, 0.0]
+        for block, gap in zip(self.blocks, self.buffers, strict=True):
+            torch.mm(block.X, U[block.side, block.output], out=gap).mul_(block.opposite)
             if A is not None:
                 reach = self.reach.at(A[block.side, block.output], block.rows)
                 if measure:
                     self.sizes[0] += _norm([gap])
                     self.sizes[1] += _norm([reach.expand_as(gap)])
                 gap += reach
-            gaps.append(gap)
-        return gaps
+        return self.buffers
 
     def products(self, b, U, A):
         """Return X'(S b) and R'b, of the shapes of U (2, C, d, P) and A; None without reaches."""
         pulled, reached = torch.zeros_like(U), None if A is None else torch.zeros_like(A)
-        for block, part in zip(self.blocks, b, strict=True):
-            pulled[block.side, block.output] = block.X.T @ (block.S * part)
+        for block, part, buffer in zip(self.blocks, b, self.buffers, strict=True):
+            signed = torch.mul(block.opposite, part, out=buffer)
+            pulled[block.side, block.output] = -(block.X.T @ signed)
             if reached is not None:
                 reached[block.side, block.output] = self.reach.adjoint(part, block.rows)
         return pulled, reached
@@ -121,10 +122,10 @@ class ConeCopies:
             return None
         own, slope = torch.zeros_like(a), torch.zeros_like(a)
         shared, shared_slope = torch.zeros_like(a[0]), torch.zeros_like(a[0])
-        for block, gap in zip(self.blocks, self.gaps, strict=True):
-            excess = (gap - self.kappa * self._cap(block, a)[:, None]).clamp_min_(0.0)
-            value = excess.sum(dim=1)
-            steepness = self.kappa * torch.count_nonzero(excess, dim=1).to(a.dtype)
+        for block, gap, buffer in zip(self.blocks, self.gaps, self.buffers, strict=True):
+            excess = torch.sub(gap, self._cap(block, a), alpha=self.kappa, out=buffer)
+            value = excess.clamp_min_(0.0).sum(dim=1)
+            steepness = self.kappa * excess.sign_().sum(dim=1)
             if block.shared:
                 shared[block.rows], shared_slope[block.rows] = value, steepness
             else:
@@ -135,37 +136,35 @@ class ConeCopies:
         return Charge(own, slope, shared, shared_slope)
 
     def _cap(self, block, a):
-        if block.shared:
-            return a.sum(dim=0)[block.rows]
-        return a[block.margin, block.rows]
+        """Return the multipliers (len(rows), 1) that cap those of slacks."""
+        cap = a.sum(dim=0)[block.rows] if block.shared else a[block.margin, block.rows]
+        return cap[:, None]
 
     def settle(self, a):
         """Set the multipliers b for those of the margins, a (E, n)."""
-        for i, (block, gap) in enumerate(zip(self.blocks, self.gaps, strict=True)):
-            b = (gap / self.kappa).clamp_min_(0.0)
+        for block, gap, b in zip(self.blocks, self.gaps, self.b, strict=True):
+            torch.mul(gap, 1.0 / self.kappa, out=b).clamp_min_(0.0)
             if self.soft:
-                b = torch.minimum(b, self._cap(block, a)[:, None])
-            self.b[i] = b
+                torch.minimum(b, self._cap(block, a), out=b)
 
     def targets(self, U, A):
         """Return X'(2 h - s) and R'(2 t - s), s the state of the copies h and t."""
         self.pulled, self.reached = self.products(self.b, U, A)
-        XH = self.XH + 2.0 * self.pulled / self.rho
+        XH = torch.add(self.XH, self.pulled, alpha=2.0 / self.rho)
         if self.reach is None:
             return XH, None
-        return XH, self.RT - 2.0 * self.reached / self.rho_reach
+        return XH, torch.sub(self.RT, self.reached, alpha=2.0 / self.rho_reach)
 
     def move(self, U, A, relaxation, measure=False):
         """Move the state towards the new weights; with ``measure`` return the imbalance."""
-        kept, gaps = 1.0 - relaxation, self._gaps(U, A, measure)
+        gaps = self._gaps(U, A, measure)
         imbalance = self._imbalance(gaps) if measure else None
-        for i, (gap, b) in enumerate(zip(gaps, self.b, strict=True)):
-            gap.add_(b, alpha=self.kappa)
-            self.gaps[i].mul_(kept).add_(gap, alpha=relaxation)
-        self.XH = kept * self.XH + relaxation * (self.gram @ U - self.pulled / self.rho)
+        for state, gap, b in zip(self.gaps, gaps, self.b, strict=True):
+            state.lerp_(gap.add_(b, alpha=self.kappa), relaxation)
+        self.XH.lerp_(torch.sub(self.gram @ U, self.pulled, alpha=1.0 / self.rho), relaxation)
         if self.reach is not None:
-            reached = self.reach.gram(A) + self.reached / self.rho_reach
-            self.RT = kept * self.RT + relaxation * reached
+            reached = torch.add(self.reach.gram(A), self.reached, alpha=1.0 / self.rho_reach)
+            self.RT.lerp_(reached, relaxation)
         return imbalance
 
     def _imbalance(self, gaps):
@@ -201,7 +200,7 @@ class ConeCopies:
     def multipliers(self, side):
         """Return the multipliers of one side (0: V, 1: W) as NumPy arrays, one for each output."""
         found = {
-            block.output: b.double().cpu().numpy()
+            block.output: b.double().cpu().numpy().copy()  # b changes in place
             for block, b in zip(self.blocks, self.b, strict=True)
             if block.side == side
         }
@@ -218,13 +217,13 @@ def _norm(arrays) -> float:
 def _blocks(program, X):
     """Return the cone rows of every side and output."""
     directions, n = program.margin_map.directions, len(program.X)
-    S = 2.0 * xp.constant(program.D, X) - 1.0
+    opposite = 1.0 - 2.0 * xp.constant(program.D, X)
     blocks = []
     for side, all_rows in enumerate((program.rows_v, program.rows_w)):
         for c, r in enumerate(all_rows):
             pays = (directions[r, :, c] < 0) if side == 0 else (directions[r, :, c] > 0)
             margin = torch.as_tensor(pays.argmax(axis=1), device=X.device)
             rows, shared = torch.as_tensor(r, device=X.device), side == 1 and program.n_outputs > 1
-            data = (X, S) if len(r) == n else (X[rows], S[rows])
+            data = (X, opposite) if len(r) == n else (X[rows], opposite[rows])
             blocks.append(_Rows(side, c, rows, *data, margin, shared))
     return blocks

@@ -11,14 +11,13 @@ Given the slope M_e of every margin of a sample and the slacks s that its margin
 Once the multipliers a of the margins are known everything else is closed form: with z the slope
 moved by :math:`(a_e / \rho) x`, M_e is z minus its projection on :math:`a_e / \rho` times the
 perturbation set, and a slack is :math:`(g_i - \kappa a)_+` (see `convexrobust.solvers.cones`). The
-margins increase with a, and :math:`a \in -\omega \partial \varphi(m)` is solved by Newton steps:
+margins increase with a, and :math:`a \in -\omega \partial \varphi(m)` is solved by Newton's method:
 the margins are piecewise linear in a (nearly so for l1 and l2), and with them linearised `Balance`
-is exact. A few steps do, because the multipliers of the last iteration are close.
+is exact. Two steps do, because the multipliers of the last iteration are close; after one alone
+they may go to and fro at a kink of the margins for ever.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,15 +26,8 @@ from convexrobust.backends import torch as xp
 from convexrobust.perturbations import project_rows
 from convexrobust.solvers.balance import Balance
 
+_NEWTON_STEPS = 2
 _ROWS_IN_CACHE = 1024  # that a CPU works on at a time: large temporary arrays cost page faults
-
-
-class Proximal(NamedTuple):
-    """Result of the step: multipliers a (E, n), slopes M and their multipliers (E, n, d)."""
-
-    a: torch.Tensor
-    M: torch.Tensor
-    perturbation: torch.Tensor
 
 
 class MarginProx:
@@ -47,13 +39,11 @@ class MarginProx:
         Data, loss and margins.
     like : Tensor
         Dtype and device to compute in.
-    n_steps : int
-        Newton steps at most.
     """
 
-    def __init__(self, program, like, n_steps=2):
+    def __init__(self, program, like):
         sets = program.sets
-        self.n_steps, self.p = n_steps, sets.p
+        self.p = sets.p
         self.X = xp.constant(sets.center, like)
         self.reach = xp.constant(sets.radius * sets.weights, like) if sets.radius > 0.0 else None
         self.offsets = xp.constant(program.margin_map.offsets.T, like)
@@ -64,14 +54,15 @@ class MarginProx:
         size = _ROWS_IN_CACHE if like.device.type == "cpu" else n
         self.blocks = [slice(start, start + size) for start in range(0, n, size)]
 
-    def __call__(self, M, rho, a, charge) -> Proximal:
-        """Return the proximal point of slopes M (E, n, d), started at the multipliers a (E, n).
+    def __call__(self, M, rho, a, charge):
+        """Return multipliers a (E, n) and the proximal point of slopes M (E, n, d).
 
-        ``charge(a)`` is what the slacks cost, a `Charge` or None.
+        ``a`` are the multipliers to start at, ``charge(a)`` is what the slacks cost, a `Charge` or
+        None.
         """
         single = len(a) == 1 and self.balance.samples is None
         low, high = torch.zeros_like(a), self.balance.largest.expand_as(a)
-        for _ in range(self.n_steps):
+        for _ in range(_NEWTON_STEPS):
             new = self._newton(M, rho, a, charge(a))
             if single:
                 # The root lies on the side to which the step points; one that leaves the bracket
@@ -82,17 +73,17 @@ class MarginProx:
             change, a = torch.abs(new - a).max(), new
             if change <= 1e-6 * self.unit:
                 break
-        return self._moved(M, rho, a)
+        return a, self._moved(M, rho, a)
 
-    def _moved(self, M, rho, a) -> Proximal:
+    def _moved(self, M, rho, a):
         """Return the proximal point that belongs to the multipliers."""
-        new, perturbation = torch.empty_like(M), torch.empty_like(M)
+        new = torch.empty_like(M)
         for rows in self.blocks:
-            scale = a[:, rows] / rho
-            moved = M[:, rows] + scale[:, :, None] * self.X[rows]
-            worst = self._perturbation(moved, scale, rows)
-            new[:, rows], perturbation[:, rows] = moved - worst, rho * worst
-        return Proximal(a, new, perturbation)
+            scale = (a[:, rows] / rho)[:, :, None]
+            moved = torch.addcmul(M[:, rows], scale, self.X[rows], out=new[:, rows])
+            if self.reach is not None:
+                moved -= self._perturbation(moved, scale, rows)
+        return new
 
     def _newton(self, M, rho, a, charge):
         margin, slope = self._margins(M, rho, a)
@@ -103,30 +94,28 @@ class MarginProx:
                 at_zero = -charge.shared - charge.shared_slope * a.sum(dim=0)
                 shared = (at_zero, charge.shared_slope)
         slope = slope.clamp_min(1e-30)
-        return self.balance(margin - slope * a, slope, shared)
+        return self.balance(torch.addcmul(margin, slope, a, value=-1.0), slope, shared)
 
     def _margins(self, M, rho, a):
         """Return the margins without slacks and their slope in a, each (E, n)."""
         if self.reach is None:
-            margin = torch.einsum("ekd,kd->ek", M, self.X) + a * self.square / rho
+            margin = torch.linalg.vecdot(M, self.X[None]) + a * self.square / rho
             return margin + self.offsets, (self.square / rho).expand_as(a)
-        margin, slope = torch.empty_like(a), torch.empty_like(a)
+        margin, slope = self.offsets.clone(), torch.empty_like(a)
         for rows in self.blocks:
             # At a = 0 the worst perturbation is that of the limit.
-            scale = torch.clamp(a[:, rows], min=1e-7 * self.unit) / rho
-            moved = M[:, rows] + scale[:, :, None] * self.X[rows]
-            perturbation = self._perturbation(moved, scale, rows)
-            moved -= perturbation
-            worst = self.X[rows] - perturbation / scale[:, :, None]
-            margin[:, rows] = torch.sum(worst * moved, dim=2)
-            slope[:, rows] = torch.sum(worst.square_() * (moved != 0.0), dim=2) / rho
-        return margin + self.offsets, slope
+            scale = torch.clamp(a[:, rows], min=1e-7 * self.unit)[:, :, None] / rho
+            moved = torch.addcmul(M[:, rows], scale, self.X[rows])
+            worst = self._perturbation(moved, scale, rows)
+            moved -= worst
+            worst = torch.sub(self.X[rows], worst.div_(scale), out=worst)
+            margin[:, rows] += torch.linalg.vecdot(worst, moved)
+            slope[:, rows] = torch.linalg.vecdot(worst.square_(), moved.sign_().abs_()) / rho
+        return margin, slope
 
     def _perturbation(self, moved, scale, rows):
-        """Project the moved slopes of some rows on their perturbation sets times ``scale``."""
-        if self.reach is None:
-            return torch.zeros_like(moved)
-        reach = scale[:, :, None] * (self.reach if len(self.reach) == 1 else self.reach[rows])
+        """Project moved slopes (E, n, d) on their perturbation sets times ``scale`` (E, n, 1)."""
+        reach = scale * (self.reach if len(self.reach) == 1 else self.reach[rows])
         if self.p == np.inf:
             return torch.clamp(moved, -reach, reach)
         flat = (moved.flatten(0, 1), reach.expand_as(moved).flatten(0, 1))

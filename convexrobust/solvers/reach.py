@@ -20,14 +20,17 @@ import torch
 from convexrobust.backends import torch as xp
 from convexrobust.perturbations import DUAL_NORM, project_rows
 
-_NEWTON_STEPS = 5  # a call; the multiplier found is where the next call starts
 _BISECTIONS = 40
 
 
 def shrunk(Z, threshold):
     """Shorten the columns of Z (..., d, P) by the threshold, the proximal step of their norm."""
-    length = torch.linalg.vector_norm(Z, dim=-2, keepdim=True)
-    return Z * (1.0 - threshold / length.clamp_min(1e-30)).clamp_min(0.0)
+    return Z * (1.0 - threshold / _length(Z)).clamp_min_(0.0)
+
+
+def _length(Z):
+    """Return the lengths of the columns (..., 1, P), never 0 (several times as fast as a norm)."""
+    return (Z * Z).sum(dim=-2, keepdim=True).sqrt_().clamp_min_(1e-30)
 
 
 class SharedReach:
@@ -36,10 +39,13 @@ class SharedReach:
     def __init__(self, sets, like):
         self.n, self.p = len(sets.center), sets.p
         self.axes = xp.constant(sets.radius * sets.weights[0], like)
+        self.squares = self.axes[:, None] ** 2
         self.multiplier = None
 
     def of(self, U):
         """Return the smallest A for U (2, C, d, P)."""
+        if self.p == np.inf:
+            return (self.axes[:, None] * U).abs_().sum(dim=-2)
         return torch.linalg.vector_norm(self.axes[:, None] * U, ord=DUAL_NORM[self.p], dim=-2)
 
     def at(self, A, rows):
@@ -62,30 +68,28 @@ class SharedReach:
         r"""Return the joint proximal point of Z (2, C, d, P) and A (2, C, P).
 
         With a multiplier t >= 0 of the bound, z is the group shrinkage of the proximal point of
-        :math:`t \rho`, and t the root of :math:`A + t / \rho_a - \rho(z(t))`, which increases.
+        :math:`t \rho`, and t the root of :math:`A + t / \rho_a - \rho(z(t))`, which increases. One
+        Newton step from the multiplier of the last call is taken: the iteration converges to the
+        same points as with the root itself, and no slower. The slope used is an upper bound that
+        falls with t, so that steps do not pass the root from below.
         """
-
-        def at(t):
-            point = shrunk(Z - self._projection(Z, t / rho_z), beta / rho_z)
-            return point, self.of(point)
-
         t = torch.zeros_like(A) if self.multiplier is None else self.multiplier
-        low, high = torch.zeros_like(t), torch.full_like(t, torch.inf)
-        for _ in range(_NEWTON_STEPS):
-            point, reach = at(t)
-            excess = A + t / rho_a - reach
-            squares = (self.axes[:, None] ** 2 * (point != 0.0)).sum(dim=-2)
-            new = (t - excess / (1.0 / rho_a + squares / rho_z)).clamp_min(0.0)
-            low = torch.where(excess < 0.0, t, low)
-            high = torch.where(excess > 0.0, torch.minimum(high, t), high)
-            middle = torch.where(torch.isinf(high), 2.0 * t + rho_a, (low + high) / 2.0)
-            new = torch.where((new < low) | (new > high), middle, new)
-            change, t = torch.abs(new - t).max(), new
-            if change <= 1e-6 * t.max():
-                break
+        point = self._moved(Z, rho_z, t, beta)
+        excess = torch.add(A, t, alpha=1.0 / rho_a).sub_(self.of(point))
+        t = (t - excess / (1.0 / rho_a + self._fall(point) / rho_z)).clamp_min_(0.0)
         self.multiplier = t
-        point, reach = at(t)
-        return point, torch.maximum(reach, A + t / rho_a)
+        point = self._moved(Z, rho_z, t, beta)
+        return point, torch.maximum(self.of(point), torch.add(A, t, alpha=1.0 / rho_a))
+
+    def _moved(self, Z, rho_z, t, beta):
+        """Return z(t)."""
+        return shrunk(Z - self._projection(Z, t / rho_z), beta / rho_z)
+
+    def _fall(self, point):
+        r"""Bound how fast :math:`\rho(z(t))` falls with :math:`t / \rho_z`."""
+        if self.p == np.inf:
+            return (self.squares * point.sign().abs_()).sum(dim=-2)
+        return self.squares.max()
 
     def _projection(self, Z, scale):
         """Project the columns of Z on the perturbation set times ``scale`` (2, C, P)."""
