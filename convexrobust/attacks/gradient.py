@@ -112,7 +112,7 @@ def pgd(
 
     Notes
     -----
-    These choices were measured against exact worst cases (mixed-integer programs) of trained and
+    These choices were measured against exact worst cases (`convexrobust.certificates`) of trained and
     random two-layer networks. Long first steps that shrink to nothing lose less of the reachable
     increase than constant ones. A sparse l1 step moves on from vertex to vertex; the gradient step
     moves along faces, and the projection keeps it sparse. Each finds points that the other misses,

@@ -248,7 +248,7 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
         method : {"certified", "attack", "exact"}
             "certified" proves points robust by the interval bound: a lower bound of the truth,
             in one matrix product. "attack" counts what survives projected gradient ascent: an
-            upper bound. "exact" decides every point by integer programming.
+            upper bound. "exact" decides every point, by branch and bound.
         sample_weight : array-like of shape (n,), optional
             Weights.
 

@@ -79,11 +79,14 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
         X = validate_data(self, X, reset=False, dtype=np.float64)
         return self.network_.predict(X)[:, 0]
 
-    def predict_interval(self, X, epsilon=None):
-        """Return a certified lower and upper end (n,) of the predictions under perturbation."""
+    def predict_interval(self, X, epsilon=None, method="interval"):
+        """Return a certified lower and upper end (n,) of the predictions under perturbation.
+
+        ``method`` is one of `convexrobust.certificates.output_interval`; "exact" is the sharpest.
+        """
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        lo, hi = certificates.output_interval(self.network_, X, self._ball(epsilon))
+        lo, hi = certificates.output_interval(self.network_, X, self._ball(epsilon), method)
         return lo[:, 0], hi[:, 0]
 
     def robust_score(self, X, y, epsilon=None, method="certified", sample_weight=None):
@@ -103,11 +106,6 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
             objective = attacks.worst_margin_objective(self.network_, y, task="regression")
             X_adv = attacks.pgd(objective, X, ball, n_restarts=5, random_state=0)
             return objective(X_adv)[0]
-        if method == "certified":
-            lo, hi = certificates.output_interval(self.network_, X, ball)
-            return np.maximum(hi[:, 0] - y, y - lo[:, 0])
-        lowest, highest = (
-            certificates.exact_margins(self.network_, X, np.full(len(X), sign), ball)
-            for sign in (1, -1)
-        )
-        return np.maximum(-highest.lower - y, y - lowest.lower)
+        how = "interval" if method == "certified" else "exact"
+        lo, hi = certificates.output_interval(self.network_, X, ball, how)
+        return np.maximum(hi[:, 0] - y, y - lo[:, 0])

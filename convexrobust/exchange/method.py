@@ -7,11 +7,10 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial.distance import cdist
 
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.exchange.cells import Priced, price_cells
+from convexrobust.exchange.conflicts import conflicts
 from convexrobust.exchange.copies import Copies
 from convexrobust.exchange.inner_maximum import (
     Attack,
@@ -35,9 +34,6 @@ _SHARE = 0.1  # of the bracket, or of tol, that a solver chosen here may leave o
 _ROUGHEST = 0.03  # but no more
 _SMALLEST_TOL = 1e-4  # but no less: ADMM would take for ever
 _SHARES = (0.5, 0.2, 0.05)  # of the new network in the mixtures with the best one
-_METRICS = {1: "cityblock", 2: "euclidean", np.inf: "chebyshev"}
-_FIXED = 1e-100  # in place of epsilon 0: any difference is too far
-_MOST_PAIRED = 1000  # samples: an assignment takes seconds then
 _WORSE = 0.1  # times tol: the relative rise of a loss from which a point becomes a copy
 
 
@@ -83,8 +79,7 @@ class Exchange:
     ``objective`` is always an upper bound on the worst-case objective of the network returned: its
     exact worst case, or the interval of its own gates (as `margin_bounds`) with ``inner="attack"``.
     For the logistic loss of several classes it takes the worst cases of the rivals separately, so
-    that the bracket need not close; nor where `exact_margins` leaves samples open, as in l2 with
-    more than 12 neurons of one sign that change state.
+    that the bracket need not close.
 
     With ``patterns="all"`` ``lower_bound`` holds for every two-layer network of any width (with
     hidden biases if ``intercept``, no output bias, and neurons of one output each), whatever the
@@ -237,7 +232,7 @@ class _Run:
         program = self.program
         loss = float(program.mean_loss(numpy_backend, program.margin_map.offsets))
         self._keep_best(zero_network(program), Attack(program.X, self.copies.samples, loss, loss))
-        points, samples, self.cost = _conflicts(program)
+        points, samples, self.cost = conflicts(program)
         self.lower_bound = self.cost
         self.copies.add_points(points, samples, both_sides=self.options.patterns != "fixed")
 
@@ -405,28 +400,3 @@ def _try(solver, restricted):
     with warnings.catch_warnings(), watched_by(lambda *_: False):
         warnings.simplefilter("ignore", ConvergenceWarning)
         solver.solve(replace(restricted, sample_weight=None, **first))
-
-
-def _conflicts(program):
-    r"""Return points that two samples have in common, whose they are, and what they cost any model.
-
-    At a point in the sets of samples i and j the two losses add up to at least l_ij, twice the loss
-    of the output in the middle, by convexity. An assignment with each sample in two pairs at most
-    gives the bound sum min(w_i, w_j) / 2 l_ij (following Bhagoji et al., arXiv 1909.12272).
-    """
-    X, y, n = program.X, np.asarray(program.y), len(program.X)
-    d = X.shape[1] - program.intercept
-    if program.sets.radius == 0.0 or n > _MOST_PAIRED:
-        return X[:0], np.arange(0), 0.0
-    scaled = X[:, :d] / np.maximum(program.perturbation.epsilons(d), _FIXED)
-    distances = cdist(scaled, scaled, _METRICS[program.perturbation.p])
-    i, j = np.nonzero((distances < 2.0 * (1.0 - 1e-9)) & (y[:, None] != y))
-    halves = np.abs(y[i] - y[j])[:, None] / 2.0
-    margins = 0.0 * halves if program.loss.task == "classification" else [-1.0, 1.0] * halves
-    costs = np.zeros((n, n))
-    costs[i, j] = program.loss.value(numpy_backend, margins)
-    costs *= np.minimum(program.weight[:, None], program.weight)
-    i, j = linear_sum_assignment(costs, maximize=True)
-    i, j = np.column_stack([i, j])[costs[i, j] > 0.0].T
-    middle = (X[i] + X[j]) / 2.0
-    return np.vstack([middle, middle]), np.append(i, j), (1.0 - 1e-12) * costs[i, j].sum()
