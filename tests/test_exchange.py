@@ -14,6 +14,7 @@ from convexrobust.backends import numpy as xp
 from convexrobust.certificates import exact_objective
 from convexrobust.exchange import Exchange, ExchangeSolution, method
 from convexrobust.exchange.cells import dual_cones, price_cells
+from convexrobust.exchange.conflicts import conflicts
 from convexrobust.exchange.copies import Copies
 from convexrobust.exchange.inner_maximum import pgd_attack
 from convexrobust.losses import (
@@ -429,7 +430,7 @@ class TestConflicts:
         """Outputs that are free at every point: no model has a smaller loss at these points."""
         ball = LpBall(np.inf, np.array([0.6, 0.5]), bounds=(-1.5, 1.5))
         program = replace(all_at_odds(loss, ball, n_classes), sample_weight=weight)
-        points, samples, cost = method._conflicts(program)
+        points, samples, cost = conflicts(program)
         assert (np.abs(points - program.X[samples]) - [0.6, 0.5, 0.0]).max() <= 1e-12
         copies = Copies(program)
         copies.add_points(points, samples, both_sides=False)
@@ -455,14 +456,14 @@ class TestConflicts:
         for epsilon, cost in ((0.44, 0.0), (0.46, 0.5), (3.0, 1.0)):
             ball = LpBall(np.inf, epsilon)
             program = ConvexProgram(X, y, D, Hinge(), GroupLasso(0.1), ball, intercept=False)
-            assert method._conflicts(program)[2] == pytest.approx(cost)
+            assert conflicts(program)[2] == pytest.approx(cost)
 
     def test_a_fixed_feature_that_differs_is_no_conflict(self):
         X, y = np.array([[0.0, 0.0, 1.0], [0.1, 1.0, 1.0]]), np.array([-1, 1])
         for epsilon, n_points in (([1.0, 0.0], 0), ([1.0, 0.51], 4)):
             ball = LpBall(2, np.array(epsilon))
             program = ConvexProgram(X, y, np.ones((2, 1)), Hinge(), GroupLasso(0.1), ball)
-            assert len(method._conflicts(program)[0]) == n_points
+            assert len(conflicts(program)[0]) == n_points
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
