@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 
 from convexrobust import attacks, certificates
 from convexrobust.backends import numpy as numpy_backend
+from convexrobust.displays import RobustAccuracyDisplay, RobustBoundaryDisplay
 from convexrobust.estimators import ConvexRobustClassifier
 from convexrobust.losses import Hinge
 from convexrobust.network import TwoLayerReLU
@@ -84,10 +86,7 @@ def run(epsilon=0.3, beta=1e-3, seed=0, picture=Path("convexrobust_demo.png")):
         progress.step(f"measuring {row.name}")
         row.accuracy = measure(row.network, data, ball)
         row.objective = certified_objective(row.network, data, ball, beta)
-    progress.step("drawing accuracy against epsilon")
-    curves = {row.name: accuracy_curves(row.network, data, epsilon) for row in rows}
-    progress.step("drawing a decision boundary")
-    draw(curves, epsilon, picture, seed)
+    draw(rows, data, epsilon, picture, seed, progress)
     progress.close()
     print(table(rows, epsilon, beta))
     print(f"\nPicture: {picture}")
@@ -177,20 +176,6 @@ def certified_objective(network, data, ball, beta):
     return float(program.objective(numpy_backend, V, W))
 
 
-def accuracy_curves(network, data, epsilon):
-    """Return radii with the certified and the attacked test accuracy at each."""
-    X, y = data.X_test, data.y_test
-    radii = np.linspace(0.0, 2.0 * epsilon, 17)
-    certified = certificates.certified_radius(network, X, y, LpBall(np.inf, epsilon))
-    objective = attacks.worst_margin_objective(network, y)
-    attacked = []
-    for radius in radii:
-        X_adv = attacks.pgd(objective, X, LpBall(np.inf, radius), n_restarts=2, random_state=0)
-        attacked.append(np.mean(objective(X_adv)[0] < 0))
-    clean = objective(X)[0] < 0
-    return radii, [np.mean(clean & (certified >= radius)) for radius in radii], attacked
-
-
 def table(rows, epsilon, beta) -> str:
     """Return the table as text."""
     head = (
@@ -221,7 +206,7 @@ _COLORS = {
 }
 
 
-def draw(curves, epsilon, picture, seed):
+def draw(rows, data, epsilon, picture, seed, progress):
     """Write the picture: accuracy against epsilon, and two decision boundaries."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -229,47 +214,40 @@ def draw(curves, epsilon, picture, seed):
     figure = Figure(figsize=(14, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-    _draw_curves(left, curves, epsilon)
+    progress.step("drawing accuracy against epsilon")
+    _draw_curves(left, {row.name: row.network for row in rows}, data, epsilon)
+    progress.step("drawing decision boundaries")
     X, y = make_moons(36, noise=0.12, random_state=seed)
     X = StandardScaler().fit_transform(X)
     for axes, radius, title in ((middle, 0.0, "standard"), (right, 0.25, "robust")):
         model = ConvexRobustClassifier(radius, n_patterns=40, random_state=seed).fit(X, y)
-        _draw_boundary(axes, model, X, y, epsilon=0.25)
-        proven = model.robust_score(X, y, epsilon=0.25)
-        axes.set_title(f"convex {title}: {proven:.0%} of the boxes proven")
+        ball = LpBall(np.inf, 0.25)
+        shown = RobustBoundaryDisplay.from_estimator(
+            model, X, y, ball=ball, method="interval", ax=axes
+        )
+        axes.get_legend().remove()
+        axes.set(xticks=[], yticks=[], xlabel="dashed: not proven", ylabel="")
+        axes.set_title(f"convex {title}: {shown.robust.mean():.0%} of the boxes proven")
     figure.savefig(picture, dpi=110)
 
 
-def _draw_curves(axes, curves, epsilon):
+def _draw_curves(axes, networks, data, epsilon):
     """Draw for some models the band from certified to attacked accuracy."""
     for name, color in _COLORS.items():
-        radii, certified, attacked = curves[name]
-        axes.fill_between(radii, certified, attacked, color=color, alpha=0.15, linewidth=0)
-        axes.plot(radii, attacked, color=color, linestyle="--", linewidth=1.2)
-        axes.plot(radii, certified, color=color, linewidth=2, label=name)
+        RobustAccuracyDisplay.from_estimator(
+            networks[name],
+            data.X_test,
+            data.y_test,
+            epsilons=np.linspace(0.0, 2.0 * epsilon, 17),
+            ball=LpBall(np.inf, epsilon),
+            attack=partial(attacks.pgd, n_restarts=2, random_state=0),
+            name=name,
+            ax=axes,
+            color=color,
+        )
     axes.axvline(epsilon, color="black", linewidth=0.8, linestyle=":")
     axes.text(epsilon, 0.02, " trained here", fontsize=9)
-    axes.set(xlabel=r"$\ell_\infty$ radius $\epsilon$", ylabel="accuracy on test points")
-    axes.set(xlim=(0, None), ylim=(0, 1), title="proven (solid) to attacked (dashed) accuracy")
-    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 0.08))
-
-
-def _draw_boundary(axes, model, X, y, epsilon):
-    """Draw the sign of a model's output in the plane, and the boxes around the points."""
-    from matplotlib.patches import Rectangle
-
-    reach = np.abs(X).max() + 2 * epsilon
-    grid = np.linspace(-reach, reach, 200)
-    points = np.column_stack([side.ravel() for side in np.meshgrid(grid, grid)])
-    output = model.decision_function(points).reshape(200, 200)
-    axes.contourf(grid, grid, output > 0, levels=1, colors=["#cfe3f2", "#f9ddc9"])
-    axes.contour(grid, grid, output, levels=[0.0], colors="black", linewidths=1.2)
-    for point, label in zip(X, y, strict=True):
-        color = "#d55e00" if label else "#0072b2"
-        corner, side = point - epsilon, 2 * epsilon
-        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=color, linewidth=0.8))
-        axes.plot(*point, ".", color=color, markersize=4)
-    axes.set(aspect="equal", xticks=[], yticks=[])
+    axes.set(ylabel="accuracy on test points", title="from certified to attacked accuracy")
 
 
 class Progress:

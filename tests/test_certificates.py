@@ -396,6 +396,8 @@ def test_exact_radius_is_between_proofs(p, shape, C):
         assert certify(network, X[[k]], y[[k]], below, "exact").status == "robust"
         assert margins(network, found.X_adv[[k]], y[[k]]) <= 0.0
         assert_inside(above, X[[k]], found.X_adv[[k]])
+    far = np.isinf(found.upper) & ~np.isinf(found.lower)
+    assert not far.any()
 
 
 @pytest.mark.parametrize("p", NORMS)
@@ -408,6 +410,7 @@ def test_exact_radius_of_a_linear_function(p):
     assert (found.lower <= expected + 1e-12).all()
     assert (found.upper >= expected - 1e-12).all()
     np.testing.assert_allclose(found.lower, expected, rtol=2e-3)
+    np.testing.assert_allclose(found.upper, expected, rtol=2e-3)
 
 
 def test_exact_radius_without_any_adversary_or_time():

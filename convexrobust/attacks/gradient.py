@@ -113,8 +113,8 @@ def pgd(
     Notes
     -----
     These choices were measured against exact worst cases of trained and random two-layer networks
-    (`convexrobust.certificates.exact_margins`). Long first steps that shrink to nothing lose less of the reachable
-    increase than constant ones. A sparse l1 step moves on from vertex to vertex; the gradient step
+    (`convexrobust.certificates.exact_margins`). Long first steps that shrink to nothing lose less
+    of the reachable increase than constant ones. A sparse l1 step moves on from vertex to vertex; the gradient step
     moves along faces, and the projection keeps it sparse. Each finds points that the other misses,
     in l-inf too, so that the second restart brings more than any later one: use ``n_restarts=2``
     or more to judge a network. Short steps then find the maxima that long ones jump over.

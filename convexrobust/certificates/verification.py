@@ -224,8 +224,8 @@ def exact_radius(model, X, y, ball, *, tol=1e-3, time_limit=None) -> RadiusBrack
         low[k[robust]] = t[robust]
         boundless = k[robust & (t > first * 2.0**_DOUBLINGS)]
         low[boundless] = high[boundless] = np.inf
-        open_ = (broken | robust) & ~np.isin(k, boundless)
-        k = k[open_ & ~(high[k] - low[k] <= tol * high[k])]
+        wide = np.isinf(high[k]) | (high[k] - low[k] > tol * high[k])
+        k = k[(broken | robust) & wide & ~np.isin(k, boundless)]
     return RadiusBracket(low, high, X_adv, seconds)
 
 
