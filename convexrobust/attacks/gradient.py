@@ -114,10 +114,11 @@ def pgd(
     -----
     These choices were measured against exact worst cases of trained and random two-layer networks
     (`convexrobust.certificates.exact_margins`). Long first steps that shrink to nothing lose less
-    of the reachable increase than constant ones. A sparse l1 step moves on from vertex to vertex; the gradient step
-    moves along faces, and the projection keeps it sparse. Each finds points that the other misses,
-    in l-inf too, so that the second restart brings more than any later one: use ``n_restarts=2``
-    or more to judge a network. Short steps then find the maxima that long ones jump over.
+    of the reachable increase than constant ones. A sparse l1 step moves on from vertex to vertex;
+    the gradient step moves along faces, and the projection keeps it sparse. Each finds points that
+    the other misses, in l-inf too, so that the second restart brings more than any later one: use
+    ``n_restarts=2`` or more to judge a network. Short steps then find the maxima that long ones
+    jump over.
 
     With bounds and l1 or l2 a point is put back into the ball first, then into the bounds, which
     need not be the nearest point of both; linear losses came within 3 % of their maximum.
