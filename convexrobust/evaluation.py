@@ -95,16 +95,18 @@ class RobustnessTable:
 
     def __str__(self):
         measures = list(dict.fromkeys(row.measure for row in self.rows))
-        width = max(len("model"), *(len(row.model) for row in self.rows))
-        lines = [f"{'model':<{width}}  {'epsilon':>8}" + "".join(f"{m:>20}" for m in measures)]
-        lines[0] += f"{'seconds':>9}"
-        lines.append("-" * len(lines[0]))
+        table = [["model", "epsilon", *measures, "seconds"]]
         for model, epsilon in dict.fromkeys((row.model, row.epsilon) for row in self.rows):
             found = {r.measure: r for r in self.rows if (r.model, r.epsilon) == (model, epsilon)}
-            cells = "".join(f"{_cell(found[m]):>20}" for m in measures)
             seconds = sum(row.seconds for row in found.values())
-            lines.append(f"{model:<{width}}  {epsilon:8.3g}{cells}{seconds:9.2f}")
-        return "\n".join(lines)
+            cells = [_cell(found[m]) if m in found else "" for m in measures]
+            table.append([model, f"{epsilon:.3g}", *cells, f"{seconds:.2f}"])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in table
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def evaluate_robustness(
