@@ -1,202 +1,185 @@
-r"""Adversarial training of a two-layer ReLU network by gradient descent on its weights.
+r"""The one training loop: any `deep.methods` method, any torch model, epochs that can be resumed.
 
-It is the non-convex twin of `convexrobust.program.ConvexProgram`: the same network, loss, threat
-model and weight decay, without the guarantee. For one output and no attack both have the same
-optimal value once the network is wide enough and the program has all patterns (Pilanci and Ergen,
-arXiv 2002.10553). With several outputs the neurons here are shared between outputs, and those of
-the program are not, so that this optimum can be lower.
+Every epoch draws its batches and all its noise from a seed of its own, made of ``random_state`` and
+the number of the epoch. A checkpoint therefore holds no state of a random generator, and a resumed
+run is the uninterrupted one, bit for bit where the arithmetic of the device is deterministic.
 """
 
 from __future__ import annotations
 
+import csv
+import json
+import os
+import sys
+import time
+import warnings
+import zlib
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import torch
+from torch import distributed
 
-from convexrobust.attacks import fgsm, pgd
-from convexrobust.backends import torch as torch_backend
-from convexrobust.deep.model_loss import autograd_objective
-from convexrobust.losses import Hinge
-from convexrobust.network import TwoLayerReLU
+from convexrobust.deep import attacks
+from convexrobust.deep.methods.base import accuracy
+from convexrobust.deep.model_loss import left_as_found
+from convexrobust.deep.two_layer import train_two_layer
 
-ATTACKS = ("none", "fgsm", "pgd")
+__all__ = ["History", "collapsed", "learning_rate_factor", "train", "train_two_layer"]
+
+SCHEDULES = ("cyclic", "multistep", "cosine", None)
+_PEAK = 0.4  # of a cyclic run: where the learning rate is largest
+_DROPS = (0.5, 0.75)  # of a run: where the learning rate of "multistep" falls to a tenth
+_ROBUST, _CLEAN = "validation_robust_accuracy", "validation_accuracy"
 
 
-def train_two_layer(
+@dataclass
+class History:
+    """What a training was like.
+
+    Attributes
+    ----------
+    epochs : list of dict
+        The figures of each epoch: "epoch", "learning_rate", "scale" of the radius, "seconds", the
+        means of the method's figures and, with validation data, "validation_accuracy" and
+        "validation_robust_accuracy".
+    best_epoch : int or None
+        The epoch with the best robust (without a ball: plain) validation accuracy.
+    stopped : str
+        Why it ended before the last epoch; empty if it did not.
+    """
+
+    epochs: list[dict] = field(default_factory=list)
+    best_epoch: int | None = None
+    stopped: str = ""
+
+    def __getitem__(self, name) -> np.ndarray:
+        """Return one figure of all epochs."""
+        return np.array([figures[name] for figures in self.epochs])
+
+
+def train(
+    model,
+    method,
     X,
     y,
     *,
-    width=64,
-    ball=None,
-    attack="none",
-    beta=1e-3,
-    n_outputs=1,
-    loss=None,
-    n_epochs=150,
-    learning_rate=0.02,
-    batch_size=None,
-    n_steps=10,
-    warmup=1.0 / 3.0,
+    n_epochs,
+    batch_size=128,
+    learning_rate=0.1,
+    optimizer=None,
+    schedule="cyclic",
+    warmup=0.0,
+    validation=None,
+    attack=None,
+    keep="last",
+    patience=None,
+    overfitting=None,
+    clip_gradient=None,
+    precision=None,
+    device=None,
     random_state=0,
-) -> TwoLayerReLU:
-    r"""Train a two-layer ReLU network by Adam on attacked data.
-
-    .. math:: \min_{u, \alpha} \frac1n \sum_k \varphi\bigl(m_k(x_k + \delta_k)\bigr)
-              + \frac{\beta}{2} \sum_j \left( \|u_j\|^2 + \|\alpha_j\|^2 \right)
-
-    where the attack finds :math:`\delta_k` anew in every step (Madry et al., arXiv 1706.06083). It
-    lowers the smallest margin; see `convexrobust.attacks.worst_margin_objective`. Hidden biases
-    are part of u and decay too; there is no output bias. The learning rate falls to 0 along a
-    cosine. On one machine the same seed gives the same network.
+    checkpoint=None,
+    log=None,
+    progress=False,
+) -> History:
+    r"""Train a model in place by a method of `convexrobust.deep.methods`.
 
     Parameters
     ----------
-    X : ndarray of shape (n, d)
-        Data, without an intercept column; features should be of comparable scale.
-    y : ndarray of shape (n,)
-        Labels -1 / +1 with one output, class numbers 0 .. C-1 with several; targets if the loss is
-        one of regression.
-    width : int
-        Number of hidden neurons.
-    ball : LpBall, optional
-        The threat model. Needed unless ``attack="none"``, which ignores it.
-    attack : {"none", "fgsm", "pgd"}
-        What is trained on: the data, `fgsm` points or `pgd` points.
-    beta : float
-        Strength of the weight decay, at least 0.
-    n_outputs : int
-        Number of outputs C.
-    loss : Loss, optional
-        A loss of `convexrobust.losses`; `Hinge` by default.
+    model : torch.nn.Module
+        From points (b, ...) to outputs (b,), (b, 1) or (b, C). Left in eval mode.
+    method : Method
+        What a step on a batch is.
+    X : array or tensor of shape (n, ...)
+        Points; taken in the floating-point type of the model's parameters.
+    y : array or tensor of shape (n,)
+        Labels: -1 / +1 or 0 / 1 with one output, class numbers with several.
     n_epochs : int
         Passes over the data.
+    batch_size : int
+        Rows of a step, those of all processes together.
     learning_rate : float
-        First learning rate of Adam.
-    batch_size : int, optional
-        Rows in a step; all of them by default.
-    n_steps : int
-        Steps of the pgd attack.
+        The largest learning rate.
+    optimizer : callable, optional
+        Called as ``optimizer(parameters, lr=learning_rate)``: a class of `torch.optim`, with its
+        options by `functools.partial`. By default SGD, momentum 0.9 and weight decay 5e-4.
+    schedule : {"cyclic", "multistep", "cosine", None}
+        The learning rate over the steps of the run; see `learning_rate_factor`.
     warmup : float
-        Share of the epochs in which the radius grows linearly from 0 to that of the ball.
+        Share of the run in which the radius grows linearly to that of the ball.
+    validation : tuple (X, y), optional
+        Data that is attacked after every epoch, at the full radius of ``method.ball``.
+    attack : callable, optional
+        Of the validation data, called as ``attack(model, x, y, ball)``; 10 steps of
+        `deep.attacks.pgd` by default.
+    keep : {"last", "best"}
+        The weights to end with: of the last epoch, or of `History.best_epoch`.
+    patience : int, optional
+        Epochs without a better validation accuracy after which training stops.
+    overfitting : {None, "stop", "roll back"}
+        What to do on catastrophic overfitting (see `collapsed`): nothing, stop, or stop and go back
+        to the weights of the best epoch.
+    clip_gradient : float, optional
+        Largest norm of the gradient of a step.
+    precision : {None, "bfloat16"}
+        Autocast matrix products to half the precision; attacked points keep that of X.
+    device : torch.device or str, optional
+        Where to train; by default where the model is.
     random_state : None, int or numpy.random.Generator
-        For the first weights and the batches.
+        For batches and all that methods and models draw from torch's generators, which are given
+        back as they were.
+    checkpoint : path, optional
+        File that holds the state after each epoch. If it is there, training goes on from it.
+    log : path, optional
+        File for the figures of the epochs, ``.csv`` or ``.jsonl``.
+    progress : bool
+        Print a line for each epoch to the standard error stream.
 
     Returns
     -------
-    TwoLayerReLU
-        The network after the last epoch, in float64.
+    History
+        The figures of the epochs.
 
     Raises
     ------
     ValueError
-        For labels that do not fit the outputs, an attack that is not known or has no ball, and X
-        outside the bounds of the ball.
+        For options that are not those above, or a checkpoint that cannot be read or is that of
+        another training; the text says which setting differs.
     FloatingPointError
-        If the objective, or the loss in an attack, stops being finite: the learning rate is too
-        large or the features are of very different scales.
+        If the loss is not finite. It names the last good checkpoint.
+
+    Warns
+    -----
+    RuntimeWarning
+        If training stops for catastrophic overfitting.
 
     Notes
     -----
-    The defaults were tuned for the accuracy of pgd training on attacked test data (standardised
-    breast cancer, l-inf, radius 0.1 to 0.3). They stop before the objective does: more epochs
-    lower it further and, because the network then fits the attacked training points too closely,
-    lower that accuracy by a few per cent. To compare objectives, give more epochs.
+    With several processes (``torchrun``, after `torch.distributed.init_process_group`) every
+    process takes its share of each batch. Gradients are averaged before the optimizer's step rather
+    than by ``DistributedDataParallel``, whose hooks do not fit methods that call a model several
+    times or differentiate twice. Each process keeps its own method state; all go on from the
+    checkpoint of the first, so that methods which remember samples must be trained by one.
     """
-    loss = Hinge() if loss is None else loss
-    X, y = np.asarray(X, dtype=np.float64), np.asarray(y)
-    _check(X, y, loss, n_outputs, attack, ball)
-    rng = np.random.default_rng(random_state)
-    weights = _first_weights(X.shape[1] + 1, width, n_outputs, rng)
-    optimizer = torch.optim.Adam(weights, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
-    for epoch in range(n_epochs):
-        now = _grown(ball, epoch / n_epochs, warmup) if attack != "none" else None
-        for rows in _batches(len(X), batch_size, rng):
-            points, margins = torch.as_tensor(X[rows]), _margins_of(y[rows], loss.task, n_outputs)
-            points = _attacked(points, weights, margins, attack, now, n_steps)
-            losses = loss.value(torch_backend, margins(_outputs(weights, points)))
-            decay = sum(torch.sum(torch.square(weight)) for weight in weights)
-            _descend(optimizer, torch.mean(losses) + beta / 2.0 * decay, epoch)
-        schedule.step()
-    return TwoLayerReLU(*(weight.detach().numpy() for weight in weights))
-
-
-def _check(X, y, loss, n_outputs, attack, ball):
-    if X.ndim != 2 or y.shape != (len(X),):
-        raise ValueError(f"X must be (n, d) and y (n,), got {X.shape} and {y.shape}.")
-    if attack not in ATTACKS:
-        raise ValueError(f"attack must be one of {ATTACKS}, got {attack!r}.")
-    if attack != "none" and ball is None:
-        raise ValueError(f"attack={attack!r} needs a ball, for example LpBall(numpy.inf, 0.1).")
-    if loss.task == "regression":
-        if n_outputs != 1:
-            raise ValueError("n_outputs must be 1 for a regression loss.")
-        return
-    legal = [-1, 1] if n_outputs == 1 else list(range(n_outputs))
-    if not np.isin(y, legal).all():
-        raise ValueError(
-            f"y must hold only {legal} with n_outputs={n_outputs}, got {np.unique(y)[:5]}."
-        )
-
-
-def _first_weights(d, width, n_outputs, rng):
-    """Return hidden (d, width) and output (width, C) weights.
-
-    They are small, so that the neurons find their directions while the outputs are still near 0.
-    """
-    hidden = 0.1 * rng.standard_normal((d, width)) / np.sqrt(d)
-    output = 0.1 * rng.standard_normal((width, n_outputs)) / np.sqrt(width)
-    return [torch.tensor(weight, requires_grad=True) for weight in (hidden, output)]
-
-
-def _outputs(weights, X):
-    hidden, output = weights
-    return torch.relu(X @ hidden[:-1] + hidden[-1]) @ output
-
-
-def _margins_of(y, task, n_outputs):
-    """Return the function from outputs (n, C) to the margins (n, E) of the labels y."""
-    if task == "regression" or n_outputs == 1:
-        target = torch.as_tensor(y.astype(np.float64))[:, None]
-        if task == "regression":
-            return lambda outputs: torch.hstack([target - outputs, outputs - target])
-        return lambda outputs: target * outputs
-    label = torch.as_tensor(y.astype(np.int64))[:, None]
-    others = torch.arange(n_outputs - 1)[None, :]
-    rivals = others + (others >= label)  # the classes but the label, in order
-    return lambda outputs: outputs.gather(1, label) - outputs.gather(1, rivals)
-
-
-def _attacked(X, weights, margins, attack, ball, n_steps):
-    """Return points of the ball around X with small margins, as a constant."""
-    if attack == "none":
-        return X
-    fixed = [weight.detach() for weight in weights]
-    objective = autograd_objective(
-        lambda points: torch_backend.row_max(-margins(_outputs(fixed, points)))
-    )
-    if attack == "fgsm":
-        return fgsm(objective, X, ball, xp=torch_backend)
-    return pgd(objective, X, ball, n_steps=n_steps, xp=torch_backend)
-
-
-def _grown(ball, progress, warmup):
-    """Return the ball at this share of the epochs."""
-    return ball if progress >= warmup else ball.scaled_to(ball.radius * progress / warmup)
-
-
-def _batches(n, batch_size, rng):
-    if batch_size is None or batch_size >= n:
-        return [np.arange(n)]
-    order = rng.permutation(n)
-    return [order[first : first + batch_size] for first in range(0, n, batch_size)]
-
-
-def _descend(optimizer, objective, epoch):
-    if not torch.isfinite(objective):
-        raise FloatingPointError(
-            f"the training objective is {objective.item()} in epoch {epoch}: lower learning_rate, "
-            "or bring the features to one scale."
-        )
-    optimizer.zero_grad()
-    objective.backward()
-    optimizer.step()
+    _check_options(schedule, keep, overfitting, precision, validation, patience, log)
+    device = torch.device(device or next(model.parameters()).device)
+    _check_precision(precision, device)
+    model.to(device)
+    data = _as_tensors(model, X, y)
+    factory = optimizer or partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4)
+    seed = int(np.random.default_rng(random_state).integers(2**32))
+    settings = {
+        "method": f"{type(method).__name__} {method.ball}",
+        "data": _fingerprint(*data),
+        "n_epochs": n_epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "warmup": warmup,
+        "seed": seed if random_state is not None else None,
+    }
+    run = _Run(model, method, factory(model.parameters(), lr=learning_rate), settings, seed)
