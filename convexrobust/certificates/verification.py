@@ -10,13 +10,14 @@ import numpy as np
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.certificates.branch_and_bound import Search
 from convexrobust.certificates.interval import certified_radius, interval_of_outputs, margin_bounds
-from convexrobust.certificates.margins import margin_directions, smallest
+from convexrobust.certificates.margins import margin_directions, nearer, smallest
 from convexrobust.certificates.relaxation import Minima
 from convexrobust.conversion import as_network, network_labels
 
 METHODS = ("interval", "lp", "exact")
 _ROWS = 1024  # searched together
 _DOUBLINGS = 38  # of a radius, up to 1e11 times the first
+_NARROW = 0.2  # relative width of a bracket from which its upper end is tried
 
 
 class Certificate(NamedTuple):
@@ -203,10 +204,9 @@ def exact_radius(model, X, y, ball, *, tol=1e-3, time_limit=None) -> RadiusBrack
     directions, X_adv, seconds = margin_directions(network, y, len(X)), X.copy(), np.zeros(len(X))
     wrong = smallest(network, X, directions) <= 0.0
     high, unit, first = np.where(wrong, 0.0, np.inf), ball.scaled_to(1.0), ball.radius or 1.0
-    k = np.flatnonzero(~wrong & np.isfinite(low))
+    k, n_tries = np.flatnonzero(~wrong & np.isfinite(low)), np.zeros(len(X), dtype=int)
     while len(k):
-        doubled = np.maximum(2.0 * low[k], 1e-3 * first)
-        t = np.where(np.isfinite(high[k]), (low[k] + high[k]) / 2.0, doubled)
+        t = _next_radius(low[k], high[k], n_tries[k], tol, first)
         lower, points, taken = _searched(
             network,
             X[k],
@@ -217,16 +217,31 @@ def exact_radius(model, X, y, ball, *, tol=1e-3, time_limit=None) -> RadiusBrack
             time_limit=None if time_limit is None else time_limit - seconds[k],
             radius=t,
         )
+        n_tries[k] += 1
         seconds[k] += taken
         broken, robust = smallest(network, points, directions[k]) <= 0.0, lower > 0.0
-        X_adv[k[broken]] = points[broken]
-        high[k[broken]] = np.minimum(unit.length(points - X[k]), t)[broken]
         low[k[robust]] = t[robust]
+        hit = k[broken]
+        X_adv[hit] = nearer(network, X[hit], points[broken], directions[hit], unit)
+        high[hit] = np.minimum(unit.length(X_adv[hit] - X[hit]), t[broken])
         boundless = k[robust & (t > first * 2.0**_DOUBLINGS)]
         low[boundless] = high[boundless] = np.inf
         wide = np.isinf(high[k]) | (high[k] - low[k] > tol * high[k])
         k = k[(broken | robust) & wide & ~np.isin(k, boundless)]
     return RadiusBracket(low, high, X_adv, seconds)
+
+
+def _next_radius(low, high, n_tries, tol, first):
+    """Return the radii to verify next: doubled, in the middle, or last just below the upper ends.
+
+    The upper end is often the true radius, because adversarial points are pulled in; one proof just
+    below it then closes the bracket. Every third time it is the middle, should that not be so.
+    """
+    doubled = np.maximum(2.0 * low, 1e-3 * first)
+    is_last = (high - low <= _NARROW * high) & (n_tries % 3 > 0)
+    with np.errstate(invalid="ignore"):
+        inside = np.where(is_last, (1.0 - 0.9 * tol) * high, (low + high) / 2.0)
+    return np.where(np.isinf(high), doubled, np.maximum(inside, low))
 
 
 def exact_objective(program, network) -> tuple[float, float]:
