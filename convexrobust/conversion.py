@@ -79,17 +79,24 @@ def _of_perceptron(model):
         )
     if model.out_activation_ == "logistic" and model.n_outputs_ > 1:
         raise _refusal(model, "it predicts several labels at once")
+    if model.out_activation_ not in ("identity", "logistic", "softmax"):
+        raise _refusal(model, f"its outputs go through {model.out_activation_!r}")
     (first, last), (bias, offset) = model.coefs_, model.intercepts_
     return TwoLayerReLU(np.vstack([first, bias]), last, offset=offset)
 
 
 def _of_torch(model):
-    layers = [layer for _, layer in model.named_children()]
-    if layers and type(layers[0]).__name__ == "Flatten":
-        layers = layers[1:]
+    is_sequential = type(model).__module__.startswith("torch.") and hasattr(model, "append")
+    if not is_sequential or type(model).__name__ != "Sequential":
+        raise _refusal(model, "it is a module with a forward method of its own")
+    layers = list(model)  # with layers that are used twice
     names = [type(layer).__name__ for layer in layers]
-    if type(model).__name__ != "Sequential" or names != ["Linear", "ReLU", "Linear"]:
+    if names[:1] == ["Flatten"] and layers[0].start_dim == 1:
+        layers, names = layers[1:], names[1:]
+    if names != ["Linear", "ReLU", "Linear"]:
         raise _refusal(model, f"its layers are {names}")
+    if any(m._forward_hooks or m._forward_pre_hooks for m in (model, *model)):
+        raise _refusal(model, "hooks change what its layers compute")
     first, _, last = layers
     hidden, output = _numbers(first.weight).T, _numbers(last.weight).T
     intercept = first.bias is not None
@@ -110,6 +117,8 @@ def _of_pipeline(model):
             continue
         A, b = _affine(scaler)
         d = network.n_features
+        if A.shape[1] != d:
+            raise _refusal(scaler, f"it returns {A.shape[1]} features and the next step takes {d}")
         bias = network.hidden[d] if network.intercept else 0.0
         hidden = np.vstack([A @ network.hidden[:d], b @ network.hidden[:d] + bias])
         network = TwoLayerReLU(hidden, network.output, offset=network.offset)
@@ -123,6 +132,8 @@ def _affine(scaler):
         raise _refusal(
             scaler, f"a step of the pipeline must be one of {_SCALERS}, without clipping"
         )
+    if not hasattr(scaler, "n_features_in_"):
+        raise _refusal(scaler, "it is not fitted")
     if name == "PCA":
         if scaler.whiten:
             raise _refusal(scaler, "PCA with whiten=True is not read")

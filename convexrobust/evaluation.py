@@ -29,7 +29,7 @@ SUITE = {
     "square": {"n_queries": 1000},
 }
 _GRADIENT_FREE = ("square",)
-_SEEDED = ("pgd", "apgd", "square")
+_SEEDED = ("pgd", "apgd", "square", "autoattack")
 
 
 class Measurement(NamedTuple):
@@ -81,7 +81,9 @@ class RobustnessTable:
     def accuracy(self, model, epsilon, measure) -> float:
         """Return one of the accuracies."""
         for row in self.rows:
-            if (row.model, row.measure) == (model, measure) and np.isclose(row.epsilon, epsilon):
+            if (row.model, row.measure) == (model, measure) and np.isclose(
+                row.epsilon, epsilon, atol=0.0
+            ):
                 return row.accuracy
         raise KeyError(f"no {measure!r} of {model!r} at epsilon={epsilon!r} was measured.")
 
@@ -176,7 +178,15 @@ def evaluate_robustness(
     """
     models = _named(estimators)
     suite = SUITE if suite is None else suite
+    unknown = set(suite) - {*SUITE, "autoattack"}
+    if unknown:
+        raise ValueError(
+            f"suite names attacks that are not known: {sorted(unknown)}; there are {list(SUITE)} "
+            "and 'autoattack'."
+        )
     X, y = np.asarray(X), np.asarray(y)
+    if not np.isfinite(X).all():
+        raise ValueError("X must be finite: it holds NaN or infinite values.")
     radii = sorted(float(radius) for radius in np.atleast_1d(epsilons))
     if len(X) != len(y) or len(X) == 0:
         raise ValueError(f"X and y must be of one length > 0, got {len(X)} and {len(y)}.")
@@ -203,8 +213,12 @@ def _attacked(subject, ball, suite, random_state, clean, standing, add):
     """Run the attacks, and return which samples stand."""
     standing, any_run = standing.copy(), False
     for attack, options in suite.items():
-        begin = time.perf_counter()
-        stands = subject.stands(attack, options, ball, clean, random_state)
+        begin, stands = time.perf_counter(), None
+        if subject.takes(attack):
+            stands = clean.copy()
+            k = np.flatnonzero(clean)
+            if len(k):
+                stands[k] = subject.stands(attack, options, ball, k, random_state)
         add(attack, stands, time.perf_counter() - begin)
         if stands is not None:
             standing, any_run = standing & stands, True
@@ -250,14 +264,14 @@ class _Network:
         labels = self.labels[rows]
         return smallest(self.network, X, margin_directions(self.network, labels, len(X))) > 0.0
 
-    def stands(self, attack, options, ball, clean, random_state):
-        method, k = _method(attack, attacks), np.flatnonzero(clean)
+    def takes(self, attack):
+        return attack in SUITE
+
+    def stands(self, attack, options, ball, k, random_state):
         objective = attacks.worst_margin_objective(self.network, self.labels[k])
         first = (lambda X: objective(X)[0]) if attack in _GRADIENT_FREE else objective
-        X_adv = method(first, self.X[k], ball, **_options(attack, options, random_state))
-        stands = np.zeros(len(clean), dtype=bool)
-        stands[k] = self.is_right(X_adv, k)
-        return stands
+        options = _options(attack, options, random_state)
+        return self.is_right(getattr(attacks, attack)(first, self.X[k], ball, **options), k)
 
     def status(self, k, ball, method, time_limit):
         options = {} if method == "interval" else {"time_limit": time_limit}
@@ -286,17 +300,16 @@ class _Module:
             loss = ModelLoss(self.module, self.labels[rows], X.shape[1:])
             return (loss(X.flatten(1)) < 0.0).cpu().numpy()
 
-    def stands(self, attack, options, ball, clean, random_state):
+    def takes(self, attack):
+        return True
+
+    def stands(self, attack, options, ball, k, random_state):
         from convexrobust.deep import attacks as deep_attacks
         from convexrobust.deep.autoattack import autoattack
 
-        method = autoattack if attack == "autoattack" else _method(attack, deep_attacks)
-        k = np.flatnonzero(clean)
+        method = autoattack if attack == "autoattack" else getattr(deep_attacks, attack)
         options = _options(attack, options, random_state)
-        X_adv = method(self.module, self.X[k], self.labels[k], ball, **options)
-        stands = np.zeros(len(clean), dtype=bool)
-        stands[k] = self.is_right(X_adv, k)
-        return stands
+        return self.is_right(method(self.module, self.X[k], self.labels[k], ball, **options), k)
 
 
 class _BlackBox:
@@ -308,19 +321,18 @@ class _BlackBox:
         self.model, self.y = model, y
         self.X = np.asarray(X, dtype=np.float64).reshape(len(X), -1)
         self.position = np.searchsorted(model.classes_, y)
+        self.is_pairwise = getattr(model, "decision_function_shape", "ovr") == "ovo"
 
     def is_right(self, X, rows=slice(None)):
         return self.model.predict(X) == self.y[rows]
 
-    def stands(self, attack, options, ball, clean, random_state):
-        if attack not in _GRADIENT_FREE:
-            return None
-        k = np.flatnonzero(clean)
+    def takes(self, attack):
+        return attack in _GRADIENT_FREE
+
+    def stands(self, attack, options, ball, k, random_state):
         options = _options(attack, options, random_state)
-        X_adv = _method(attack, attacks)(lambda X: self._loss(X, k), self.X[k], ball, **options)
-        stands = np.zeros(len(clean), dtype=bool)
-        stands[k] = self.is_right(X_adv, k)
-        return stands
+        method = getattr(attacks, attack)
+        return self.is_right(method(lambda X: self._loss(X, k), self.X[k], ball, **options), k)
 
     def _loss(self, X, k):
         """Return the largest rival's score less the label's; above 0 is misclassified."""
@@ -328,6 +340,11 @@ class _BlackBox:
         scores = (self.model.decision_function if has_scores else self.model.predict_proba)(X)
         if scores.ndim == 1:
             return np.where(self.position[k] == 1, -scores, scores)
+        if scores.shape[1] != len(self.model.classes_) or self.is_pairwise:
+            raise ValueError(
+                "decision_function must return one score a class: give "
+                "decision_function_shape='ovr' to the model."
+            )
         rivals, rows = np.array(scores, dtype=np.float64), np.arange(len(X))
         rivals[rows, self.position[k]] = -np.inf
         return rivals.max(axis=1) - scores[rows, self.position[k]]
@@ -335,14 +352,21 @@ class _BlackBox:
 
 def _subject(name, model, X, y):
     try:
+        return _subject_of(model, X, y)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model {name!r}: {error}") from error
+
+
+def _subject_of(model, X, y):
+    try:
         network = as_network(model)
-    except ValueError as error:
+    except ValueError:
         if hasattr(model, "named_children"):
             return _Module(model, y, X)
-        if hasattr(model, "predict") and hasattr(model, "classes_"):
-            network_labels(model, y)
-            return _BlackBox(model, y, X)
-        raise ValueError(f"model {name!r}: {error}") from error
+        if not (hasattr(model, "predict") and hasattr(model, "classes_")):
+            raise
+        network_labels(model, y)
+        return _BlackBox(model, y, X)
     return _Network(network, network_labels(model, y), X)
 
 
@@ -384,14 +408,6 @@ def _named(estimators):
             raise ValueError(f"give a dict of names to models: {names} are not distinct.")
         return dict(zip(names, estimators, strict=True))
     return {type(estimators).__name__: estimators}
-
-
-def _method(attack, module):
-    if attack not in SUITE:
-        raise ValueError(
-            f"suite names the attack {attack!r}; for this model there are {list(SUITE)}."
-        )
-    return getattr(module, attack)
 
 
 def _options(attack, options, random_state):

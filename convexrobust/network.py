@@ -93,6 +93,8 @@ class TwoLayerReLU:
             raise ValueError(
                 f"X must have shape (n, {self.n_features}) for this network, got {X.shape}."
             )
+        if not np.isfinite(X).all():
+            raise ValueError("X must be finite: it holds NaN or infinite values.")
         return np.hstack([X, np.ones((len(X), 1))]) if self.intercept else X
 
     def predict(self, X) -> np.ndarray:

@@ -110,12 +110,23 @@ def test_there_and_back_through_torch():
 def other_models():
     torch = pytest.importorskip("torch")
     nn = torch.nn
+
+    def layers():
+        return nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)
+
+    relu = nn.ReLU()
+    twice = nn.Sequential(nn.Linear(2, 3), relu, nn.Linear(3, 1), relu)
+    hooked = nn.Sequential(*layers())
+    hooked[-1].register_forward_hook(lambda module, inputs, outputs: -outputs)
     nan = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     with torch.no_grad():
         nan[0].weight[0, 0] = np.nan
     return [
         (nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), "Tanh"),
-        (nn.Linear(2, 1), "layers"),
+        (nn.Linear(2, 1), "forward method"),
+        (nn.Sequential(nn.Flatten(0), *layers()), "layers"),
+        (twice, "layers"),
+        (hooked, "hooks"),
         (nan, "finite"),
         (MLPClassifier((3, 3), max_iter=500).fit(X[:, :1], Y), "2 hidden layers"),
         (MLPClassifier((3,), "tanh", max_iter=500).fit(X, Y), "tanh"),
@@ -124,6 +135,8 @@ def other_models():
         (make_pipeline(MinMaxScaler(clip=True), MLPClassifier(**SMALL)).fit(X, Y), "clipping"),
         (make_pipeline(DecisionTreeClassifier()).fit(X, Y), "not a network"),
         (LogisticRegression().fit(X, Y), "not a network"),
+        (MLPRegressor(hidden_layer_sizes=(3,), loss="poisson", max_iter=500).fit(X, Y), "exp"),
+        (make_pipeline(StandardScaler(), MLPClassifier(**SMALL).fit(X, Y)), "not fitted"),
         ("network", "not a network"),
     ]
 

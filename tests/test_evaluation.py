@@ -6,6 +6,7 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from convexrobust import ConvexRobustClassifier, TwoLayerReLU, evaluation
 from convexrobust.certificates import certified_radius, exact_radius
@@ -154,7 +155,7 @@ def test_the_table(perceptron):
 
 
 def test_a_contradiction_is_an_error(perceptron, monkeypatch):
-    monkeypatch.setattr(evaluation._Network, "stands", lambda self, *_: np.zeros(len(X), bool))
+    monkeypatch.setattr(evaluation._Network, "stands", lambda self, *_: False)
     with pytest.raises(RuntimeError, match="proven robust"):
         evaluate_robustness(perceptron, X, LABELS, 0.01, suite={"fgsm": {}})
 
@@ -168,6 +169,7 @@ def test_a_contradiction_is_an_error(perceptron, monkeypatch):
         ({"suite": {"pdg": {}}}, "'pdg'"),
         ({"y": np.where(Y, "yes", "maybe")}, "maybe"),
         ({"estimators": {"it": "no model"}}, "'it'"),
+        ({"X": np.where(X > 1.5, np.nan, X)}, "finite"),
         ({"epsilons": [-0.1]}, "epsilon"),
         ({"bounds": (0.0, 0.1)}, "bounds exclude"),
         ({"X": np.hstack([X, X])}, "shape"),
@@ -182,3 +184,27 @@ def test_wrong_input_is_refused(perceptron, change, message):
 def test_names_must_be_distinct(perceptron):
     with pytest.raises(ValueError, match="dict of names"):
         evaluate_robustness([perceptron, perceptron], X, LABELS, 0.1)
+
+
+def test_a_model_that_is_never_right(perceptron):
+    forest = RandomForestClassifier(5, random_state=0).fit(X, np.where(Y, "no", "yes"))
+    wrong = forest.predict(X) != LABELS
+    table = evaluate_robustness({"a": forest}, X[wrong], LABELS[wrong], 0.1, suite=SHORT)
+    assert of(table, "a", "square") == [0.0]
+    wrong = perceptron.predict(X) != LABELS
+    if wrong.any():
+        table = evaluate_robustness(perceptron, X[wrong], LABELS[wrong], 0.1, suite=SHORT)
+        assert of(table, "MLPClassifier", "exact") == [0.0]
+
+
+def test_pairwise_scores_are_refused():
+    X, y = load_iris(return_X_y=True)
+    model = SVC(decision_function_shape="ovo").fit(X, y)
+    with pytest.raises(ValueError, match="ovr"):
+        evaluate_robustness(model, X, y, 0.1, suite={"square": {"n_queries": 5}})
+
+
+def test_an_attack_that_does_not_apply_is_left_out(perceptron):
+    table = evaluate_robustness(perceptron, X, LABELS, 0.1, suite={"fgsm": {}, "autoattack": {}})
+    assert np.isnan(of(table, "MLPClassifier", "autoattack"))
+    assert of(table, "MLPClassifier", "worst attack") == of(table, "MLPClassifier", "fgsm")

@@ -20,6 +20,7 @@ _FEW = 32  # cases of a problem, after which implications between its neurons ar
 _BATCH = 512  # cases bounded together
 _MOST_OPEN = 20_000  # cases; then the newest come first, so that memory stays bounded
 _CLOSED = 1e-6  # a bracket is closed at this part of the span of the output
+_NOTHING = 1e-9  # a margin of this part of it is taken for 0 where only its sign matters
 _EXPLAINED = 0.1  # by the chords, of what is missing: below, a case is solved accurately
 
 
@@ -52,9 +53,9 @@ class Search:
         self.closed = np.full(len(known), np.inf)  # lowest bound of a problem's closed cases
         self.upper, self.X_adv = np.full(len(X), np.inf), np.array(X)
         self.seconds, self.n_cases = np.zeros(len(X)), np.zeros(len(known), dtype=int)
-        self.implied: dict[int, tuple] = {}
+        self.implied: dict[tuple[int, int], tuple] = {}
         span = 2.0 * np.sum(np.abs(minima.weight) * minima.reach[minima.sample], axis=1)
-        self.tolerance = _CLOSED * span
+        self.tolerance = (_NOTHING if verdict_only else _CLOSED) * span
 
     def run(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return lower bounds (n,) of the smallest outputs, the points found, and the seconds."""
@@ -65,10 +66,7 @@ class Search:
             order = np.argsort(cases.bound, kind="stable")
             if len(order) > _MOST_OPEN:
                 order = np.arange(len(order))[::-1]
-            clock, batch = time.perf_counter(), cases.at(order[:_BATCH])
-            halves = self._halves(batch)
-            share = (time.perf_counter() - clock) / len(batch.problem)
-            np.add.at(self.seconds, self.minima.sample[batch.problem], share)
+            halves = self._halves(cases.at(order[:_BATCH]))
             cases = self._open(cases.at(order[_BATCH:]).joined(halves))
         lower = np.full(len(self.X), np.inf)
         np.minimum.at(lower, self.minima.sample, np.maximum(self.closed, self.known))
@@ -76,9 +74,8 @@ class Search:
 
     def _open(self, cases) -> Cases:
         """Return the cases that are worth bounding, and close the others."""
-        sample = self.minima.sample[cases.problem]
         settled = self._settled(cases.problem, cases.bound)
-        return self._without(cases, settled | (self.seconds >= self.time_limit)[sample])
+        return self._without(cases, settled | self._is_late(cases.problem))
 
     def _without(self, cases, done) -> Cases:
         np.minimum.at(self.closed, cases.problem[done], cases.bound[done])
@@ -92,7 +89,7 @@ class Search:
 
     def _halves(self, batch) -> Cases:
         """Bound cases, and split those that stay open in two."""
-        relaxation = Relaxation(self.minima, batch)
+        clock, relaxation = time.perf_counter(), Relaxation(self.minima, batch)
         ascent = relaxation.ascend(batch.slope, _STEPS)
         for step in ascent.steps:
             self._reach(batch.problem, relaxation.sets.center + step)
@@ -102,13 +99,19 @@ class Search:
         target = 0.0 if self.verdict_only else self.upper[self.minima.sample[batch.problem]]
         explained = relaxation.looseness(neurons).sum(axis=1)
         is_last = (explained <= _EXPLAINED * (target - bound)) | (not self.split)
+        share = (time.perf_counter() - clock) / len(bound)
+        np.add.at(self.seconds, self.minima.sample[batch.problem], share)
         for k in np.flatnonzero(~finished & is_last):
+            if self._settled(batch.problem[[k]], bound[[k]]) or self._is_late(batch.problem[[k]]):
+                continue
             solved = self._solved(batch.at(slice(k, k + 1)))
             bound[k], slope[k] = max(bound[k], solved.bound), solved.slope
             neurons[k] = solved.neurons
         scores = relaxation.branching_scores(neurons)
         finished = self._settled(batch.problem, bound) | ~scores.any(axis=1) | (not self.split)
         cases = self._without(batch._replace(slope=slope, bound=bound), finished)
+        if finished.all():
+            return cases
         halves = cases.at(np.repeat(np.arange(len(cases.problem)), 2))
         neuron = np.repeat(scores[~finished].argmax(axis=1), 2)
         halves.sign[np.arange(len(neuron)), neuron] = np.tile([1, -1], len(cases.problem))
@@ -118,26 +121,41 @@ class Search:
     def _imply(self, halves, neuron):
         """Narrow the ranges of all neurons by what the new sign of one of them implies."""
         np.add.at(self.n_cases, halves.problem, 1)
-        many = self.n_cases[halves.problem] > _FEW
-        for i in np.unique(halves.problem[many]):
-            if i not in self.implied:
-                self.implied[i] = implied_ranges(self.minima, i)
-            here = np.flatnonzero(halves.problem == i)
-            inactive = (halves.sign[here, neuron[here]] < 0).astype(int)
-            least, most = (ends[inactive, neuron[here]] for ends in self.implied[i])
+        many = np.flatnonzero(self.n_cases[halves.problem] > _FEW)
+        many = many[~self._is_late(halves.problem[many])]
+        pairs, which = np.unique(
+            np.column_stack([halves.problem, neuron])[many], axis=0, return_inverse=True
+        )
+        for place, (i, j) in enumerate(map(tuple, pairs)):
+            here = many[which.ravel() == place]
+            inactive = (halves.sign[here, j] < 0).astype(int)
+            least, most = (ends[inactive] for ends in self._implied_by(i, j))
             halves.least[here] = np.maximum(halves.least[here], least)
             halves.most[here] = np.minimum(halves.most[here], most)
         halves.bound[(halves.least > halves.most).any(axis=1)] = np.inf  # there is no such case
 
+    def _implied_by(self, problem, neuron):
+        """Return the ranges given the signs of a neuron, found when they are first asked for."""
+        if (problem, neuron) not in self.implied:
+            clock = time.perf_counter()
+            self.implied[problem, neuron] = implied_ranges(self.minima, problem, neuron)
+            self.seconds[self.minima.sample[problem]] += time.perf_counter() - clock
+        return self.implied[problem, neuron]
+
+    def _is_late(self, problem):
+        """Return which problems' samples are out of time."""
+        return (self.seconds >= self.time_limit)[self.minima.sample[problem]]
+
     def _solved(self, case):
         """Solve one case to full accuracy."""
-        relaxation = Relaxation(self.minima, case)
+        clock, relaxation = time.perf_counter(), Relaxation(self.minima, case)
         low, high = np.full((2, self.X.shape[1]), np.inf) * [[-1.0], [1.0]]
         if self.is_cut:
             center = relaxation.sets.center[0]
             low, high = self.low - center, self.high - center
         solved = solve(relaxation, low, high)
         self._reach(case.problem, relaxation.sets.center + solved.step)
+        self.seconds[self.minima.sample[case.problem]] += time.perf_counter() - clock
         return solved
 
     def _reach(self, problem, points):

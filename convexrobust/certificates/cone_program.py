@@ -46,7 +46,11 @@ def solve(relaxation, low, high) -> Solved:
     unit = np.maximum(np.abs(G).sum(axis=1), np.finfo(float).tiny)
     convex, split = np.flatnonzero(relaxation.convex[0]), np.flatnonzero(relaxation.split[0])
     up, down = (np.flatnonzero(np.isfinite(end) & (axes > 0.0)) for end in (high, low))
-    rows, start = G / unit[:, None], relaxation.at_center[0] / unit
+    # Neurons that do not depend on the step are not among the rows.
+    rows, start = np.zeros_like(G), np.zeros_like(unit)
+    for part in (convex, split):
+        rows[part] = G[part] / unit[part, None]
+        start[part] = relaxation.at_center[0, part] / unit[part]
     side, nothing, identity = sign[split][:, None], np.zeros_like(rows[convex]), np.eye(len(axes))
     on_step = [rows[convex], nothing, -side * rows[split], identity[up], -identity[down]]
     limits = [-start[convex], nothing.sum(axis=1), side[:, 0] * start[split]]

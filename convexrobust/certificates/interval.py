@@ -11,6 +11,7 @@ import numpy as np
 
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.certificates.margins import directions_of_label, rows_by_label
+from convexrobust.conversion import as_network, network_labels
 from convexrobust.losses import Absolute, Hinge
 from convexrobust.network import TwoLayerReLU
 from convexrobust.perturbations import LpBall
@@ -29,7 +30,8 @@ def interval_of_outputs(network, X, ball) -> tuple[np.ndarray, np.ndarray]:
         net = _net(network, direction)
         for part in _batches(len(rows)):
             above, below = _interval(net, rows[part], ball, Absolute(), 0).T
-            lo[part, c], hi[part, c] = net.offset + below, net.offset - above
+            lo[part, c] = _with_offset(below, net.offset, ball)
+            hi[part, c] = -_with_offset(above, -net.offset, ball)
     return lo, hi
 
 
@@ -40,11 +42,15 @@ def margin_bounds(network, X, y, ball) -> np.ndarray:
 
     Parameters
     ----------
-    network, X, ball
-        As in `output_interval`.
-    y : ndarray of shape (n,)
-        Labels -1 / +1 with one output, class numbers 0 .. C-1 with several.
+    network, X, y, ball
+        As in `certify`, whose ``model`` is here the network. Bounds count for l-inf; in l1 and l2
+        the sets are the uncut balls.
+
+    Notes
+    -----
+    At radius 0 it is the margin that the network computes, rounded as it is.
     """
+    network, y = as_network(network), network_labels(network, y)
     rows = network.design(X)
     bounds = np.empty(len(rows))
     for group, nets in _groups(network, y, len(rows)):
@@ -73,6 +79,7 @@ def certified_radius(network, X, y, ball) -> np.ndarray:
     The lower end of a bisection, which has itself been certified; every smaller radius is proven
     with it, because the sets are nested.
     """
+    network, y = as_network(network), network_labels(network, y)
     rows = network.design(X)
     ball.check_inside(rows[:, : network.n_features])
     radius = np.empty(len(rows))
@@ -120,7 +127,13 @@ def _interval(net, rows, ball, loss, target):
 def _lower(net, rows, ball):
     """Return the lower ends (n,) of the intervals of a net."""
     parts = [_interval(net, rows[part], ball, Hinge(), 1)[:, 0] for part in _batches(len(rows))]
-    return net.offset + np.concatenate(parts)
+    return _with_offset(np.concatenate(parts), net.offset, ball)
+
+
+def _with_offset(lower, offset, ball):
+    """Return offset + lower, rounded down; as the network rounds it, without perturbations."""
+    value = offset + lower
+    return value if ball.radius == 0.0 else np.nextafter(value, -np.inf)
 
 
 class _RowBalls(LpBall):

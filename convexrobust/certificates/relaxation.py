@@ -126,33 +126,25 @@ def roots(minima) -> Cases:
     return Cases(every, sign, center - reach, center + reach, share * minima.weight, bound)
 
 
-def implied_ranges(minima, problem) -> tuple[np.ndarray, np.ndarray]:
-    r"""Return the ranges of all neurons, given the sign of one concave neuron of a problem.
+def implied_ranges(minima, problem, neuron) -> tuple[np.ndarray, np.ndarray]:
+    r"""Return the least and the most of all neurons, given the sign of one that changes sign.
 
-    Arrays (2, m, m): the least and the most of neuron j where neuron i is active (0) or inactive
-    (1). By weak duality :math:`t_j \ge t_j - \mu s t_i` where :math:`s t_i \ge 0`, for every
-    :math:`\mu \ge 0`; a few are tried. Neurons of nearly one direction, of which trained networks
-    have many, imply each other's signs.
+    Arrays (2, m): where the neuron i is active (0) or inactive (1). By weak duality
+    :math:`t_j \ge t_j - \mu s t_i` where :math:`s t_i \ge 0`, for every :math:`\mu \ge 0`; a few
+    are tried. Neurons of nearly one direction, of which trained networks have many, imply each
+    other's signs.
     """
-    k = minima.sample[problem]
-    z, reach, rounding = minima.at_center[k], minima.reach[k], minima.rounding[k]
-    least, most = np.tile(z - reach, (2, len(z), 1)), np.tile(z + reach, (2, len(z), 1))
-    moving, sets = np.flatnonzero(np.abs(z) < reach), minima.sets.rows([k])
-    z, reach, rounding, H = z[moving], reach[moving], rounding[moving], minima.hidden[:, moving].T
-    for i in np.flatnonzero(minima.weight[problem, moving] < 0.0):
-        ratio = np.multiply.outer([-1.0, 1.0], np.multiply.outer(_MULTIPLIERS, reach / reach[i]))
-        center, rest = z - ratio * z[i], H - ratio[..., None] * H[i]
-        width = sets.rows(np.zeros(ratio.size, dtype=int)).support(
-            numpy_backend, rest.reshape(-1, rest.shape[-1])
-        )
-        width = width.reshape(ratio.shape) + rounding + np.abs(ratio) * rounding[i]
-        # The line that is below t_j where neuron i has one sign is above it where it has the other.
-        lower, upper = (center - width).max(axis=1), (center + width).min(axis=1)
-        for case, side in ((0, 1), (1, 0)):
-            row = case, moving[i], moving
-            least[row] = np.maximum(least[row], lower[side])
-            most[row] = np.minimum(most[row], upper[1 - side])
-    return least, most
+    k, i = minima.sample[problem], neuron
+    z, reach, rounding, H = minima.at_center[k], minima.reach[k], minima.rounding[k], minima.hidden
+    ratio = np.multiply.outer([-1.0, 1.0], np.multiply.outer(_MULTIPLIERS, reach / reach[i]))
+    rest = (H.T - ratio[..., None] * H[:, i]).reshape(-1, len(H))
+    sets = minima.sets.rows(np.full(len(rest), k))
+    width = sets.support(numpy_backend, rest).reshape(ratio.shape)
+    width += rounding + np.abs(ratio) * rounding[i]
+    center = z - ratio * z[i]
+    # The line that is below t_j where neuron i has one sign is above it where it has the other.
+    lower, upper = (center - width).max(axis=1), (center + width).min(axis=1)
+    return np.maximum(z - reach, lower[::-1]), np.minimum(z + reach, upper)
 
 
 class Ascent(NamedTuple):

@@ -66,7 +66,8 @@ def certify(model, X, y, ball, method="interval", *, time_limit=None) -> Certifi
         concave neurons that change sign on a set are replaced by their chords. "exact": branch and
         bound on the signs of those neurons, which decides every sample in the end.
     time_limit : float, optional
-        Seconds for each sample with "exact"; a sample then stays "unknown", with the bracket found.
+        Seconds for each sample with "lp" and "exact"; a sample then stays "unknown", with the
+        bracket found. What has begun is finished: for wide networks that can take a second.
 
     Returns
     -------
@@ -82,7 +83,10 @@ def certify(model, X, y, ball, method="interval", *, time_limit=None) -> Certifi
     Notes
     -----
     Every lower bound holds by weak duality, less the most that rounding can have added; solvers
-    propose multipliers and are not trusted. A margin of exactly 0 counts as broken.
+    propose multipliers and are not trusted. A margin of exactly 0 counts as broken; one that is 0
+    up to 1e-9 of the span of the output on the set may stay "unknown" without a time limit.
+
+    At radius 0 margins are those that the network computes, rounded as they are.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}.")
@@ -101,7 +105,7 @@ def certify(model, X, y, ball, method="interval", *, time_limit=None) -> Certifi
     return _certificate(network, directions, lower, X_adv, seconds + max(share, 0.0))
 
 
-def exact_margins(network, X, y, ball, *, time_limit=None) -> Certificate:
+def exact_margins(model, X, y, ball, *, time_limit=None) -> Certificate:
     """Return the true worst-case margin of each sample over its perturbation set.
 
     As `certify` with ``method="exact"``, but every bracket [lower, upper] is closed to 1e-6 of the
@@ -109,12 +113,11 @@ def exact_margins(network, X, y, ball, *, time_limit=None) -> Certificate:
 
     Parameters
     ----------
-    network : TwoLayerReLU
-        The network.
-    X, y, ball, time_limit
-        As in `certify`, with the labels of a network.
+    model, X, y, ball, time_limit
+        As in `certify`.
     """
     check_time_limit(time_limit)
+    network, y = as_network(model), network_labels(model, y)
     known = margin_bounds(network, X, y, ball)
     X = np.array(X, dtype=np.float64)
     directions = margin_directions(network, y, len(X))
@@ -194,7 +197,8 @@ def exact_radius(model, X, y, ball, *, tol=1e-3, time_limit=None) -> RadiusBrack
     -------
     RadiusBracket
         0 and 0 for samples that are misclassified; inf and inf where nothing within the bounds is
-        adversarial, or up to 1e11 times ``ball.radius`` without bounds.
+        adversarial, or up to 1e11 times ``ball.radius`` without bounds. The upper end is inf where
+        none was found: in time, or before rounding hid the margin.
     """
     check_time_limit(time_limit)
     if not 0.0 < tol < 1.0:
@@ -226,8 +230,8 @@ def exact_radius(model, X, y, ball, *, tol=1e-3, time_limit=None) -> RadiusBrack
         high[hit] = np.minimum(unit.length(X_adv[hit] - X[hit]), t[broken])
         boundless = k[robust & (t > first * 2.0**_DOUBLINGS)]
         low[boundless] = high[boundless] = np.inf
-        wide = np.isinf(high[k]) | (high[k] - low[k] > tol * high[k])
-        k = k[(broken | robust) & wide & ~np.isin(k, boundless)]
+        k = k[(broken | robust) & ~np.isin(k, boundless)]
+        k = k[np.isinf(high[k]) | (high[k] - low[k] > tol * high[k])]
     return RadiusBracket(low, high, X_adv, seconds)
 
 

@@ -11,6 +11,7 @@ from convexrobust.attacks.region import Region
 from convexrobust.backends import torch as torch_backend
 from convexrobust.deep.model_loss import left_as_found
 
+VERSIONS = ("standard", "plus", "rand")
 _NORMS = {np.inf: "Linf", 2: "L2", 1: "L1"}
 _FEWEST_CLASSES = 4  # its DLR loss compares the largest output with the third largest rival
 _FEWEST_PIXELS = 5  # in height: its Square Attack in l2 divides by a fifth of it
@@ -58,8 +59,12 @@ def autoattack(
     ----------
     Croce and Hein, arXiv 2003.01690.
     """
+    if version not in VERSIONS:
+        raise ValueError(f"version must be one of {VERSIONS}, got {version!r}.")
+    if len(x) == 0:
+        return x.clone()
     with torch.no_grad(), left_as_found(model, "eval"):
-        n_classes = _checked_classes(model, x, ball)
+        n_classes = _checked_classes(model, x, y, ball)
     try:
         from pyautoattack import AutoAttack
     except ImportError as error:
@@ -67,7 +72,8 @@ def autoattack(
             "autoattack needs pyautoattack: pip install 'convexrobust[autoattack]'."
         ) from error
     region = Region(torch_backend, x.flatten(1), type(ball)(ball.p, ball.epsilon, (0.0, 1.0)))
-    with left_as_found(model, "eval"), _frozen(model):
+    # It sets torch's global seed.
+    with torch.random.fork_rng(), left_as_found(model, "eval"), _frozen(model):
         attack = AutoAttack(
             model,
             norm=_NORMS[ball.p],
@@ -97,7 +103,7 @@ def _frozen(model):
             parameter.requires_grad_(True)
 
 
-def _checked_classes(model, x, ball):
+def _checked_classes(model, x, y, ball):
     """Return the number of classes, or refuse what is not for AutoAttack."""
     if x.ndim != 4 or x.shape[2] < _FEWEST_PIXELS:
         raise ValueError(
@@ -120,4 +126,6 @@ def _checked_classes(model, x, ball):
             f"AutoAttack needs at least {_FEWEST_CLASSES} outputs, this model returns shape "
             f"{tuple(outputs.shape)}. {_ALTERNATIVE}"
         )
+    if bool((y < 0).any()) or bool((y >= outputs.shape[1]).any()):
+        raise ValueError(f"y must hold 0 .. {outputs.shape[1] - 1} for this model.")
     return outputs.shape[1]
