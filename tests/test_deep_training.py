@@ -1,7 +1,12 @@
-"""Adversarial training in torch: against the convex optimum, autograd, and what it promises."""
+"""The training loop, and two-layer training against the convex optimum and autograd."""
 # ruff: noqa: E402 - without torch the file is skipped before it imports what needs it
 
+import csv
+import json
+import os
+import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +17,12 @@ from sklearn.datasets import load_breast_cancer, make_blobs
 
 from convexrobust.attacks import pgd, worst_margin_objective
 from convexrobust.deep import train_two_layer
-from convexrobust.deep.training import _margins_of, autograd_objective
+from convexrobust.deep.attacks import pgd as deep_pgd
+from convexrobust.deep.methods import Attacked, Free, GradAlign, Standard, Trades, WeightPerturbed
+from convexrobust.deep.model_loss import autograd_objective
+from convexrobust.deep.networks import two_layer
+from convexrobust.deep.training import collapsed, learning_rate_factor, train
+from convexrobust.deep.two_layer import _margins_of
 from convexrobust.losses import Absolute, Hinge, Logistic, Squared, SquaredHinge
 from convexrobust.network import TwoLayerReLU
 from convexrobust.patterns import enumerate_patterns
@@ -37,7 +47,7 @@ def penalised_hinge(network, X, y, beta):
     return np.mean(np.maximum(0.0, 1.0 - y * network.predict(X)[:, 0])) + beta / 2.0 * decay
 
 
-# ------------------------------------------------------------------ what is minimised
+# ------------------------------------------------------------------ train_two_layer: its objective
 
 
 @pytest.mark.parametrize("batch_size", [None, 16])
@@ -136,7 +146,7 @@ def test_margins_are_those_of_the_convex_program(task, n_outputs):
     assert margins == pytest.approx(expected)
 
 
-# ------------------------------------------------------------------ robustness
+# ------------------------------------------------------------------ train_two_layer: robustness
 
 
 def test_adversarial_training_makes_breast_cancer_robust():
@@ -156,7 +166,7 @@ def test_adversarial_training_makes_breast_cancer_robust():
     assert attacked["fgsm"] > attacked["none"]
 
 
-# ------------------------------------------------------------------ determinism, gradients, errors
+# ------------------------------------------------------------------ train_two_layer: promises
 
 
 @pytest.mark.parametrize("batch_size", [None, 16])
@@ -231,3 +241,468 @@ def test_without_torch_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"convexrobust\[torch\]"):
         __import__("convexrobust.deep")
+
+
+# ------------------------------------------------------------------ train: the loop
+
+BALL = LpBall(np.inf, 0.2)
+
+
+def blobs(n=48, seed=0):
+    return make_blobs(n, centers=[(-1, 0), (1, 0), (0, 1.5)], cluster_std=0.4, random_state=seed)
+
+
+def noisy_model(seed=0):
+    """Return a model with parameters, statistics and noise, in single precision."""
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(
+        torch.nn.Linear(2, 8),
+        torch.nn.BatchNorm1d(8),
+        torch.nn.ReLU(),
+        torch.nn.Dropout(0.2),
+        torch.nn.Linear(8, 3),
+    )
+
+
+def run(model, method, **options):
+    X, y = blobs()
+    defaults = {"n_epochs": 4, "batch_size": 20, "learning_rate": 0.05}
+    return train(model, method, X, y, **(defaults | options))
+
+
+def states_equal(model, other):
+    pairs = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
+
+
+def without_seconds(history):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in history.epochs]
+
+
+class InterruptionError(Exception):
+    """What ends a run between two checkpoints."""
+
+
+def interrupting(n_calls):
+    """Return a validation attack that changes nothing, and at the n-th call ends the run."""
+    calls = iter(range(1, n_calls))
+
+    def attack(model, x, y, ball):
+        if next(calls, None) is None:
+            raise InterruptionError
+        return x
+
+    return attack
+
+
+RESUMED = {
+    "standard": Standard,
+    "fast": partial(Attacked.fast, BALL),
+    "restarts": lambda: Attacked.pgd(BALL, n_steps=2, n_restarts=2),
+    "free": lambda: Free(BALL, n_replays=2),
+    "gradalign": lambda: GradAlign(LpBall(2, 0.2)),
+    "awp": lambda: WeightPerturbed(Trades(BALL, n_steps=2)),
+}
+
+
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adam])
+@pytest.mark.parametrize("method", RESUMED)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, optimizer, tmp_path):
+    options = {"optimizer": optimizer, "warmup": 0.5, "keep": "best", "validation": blobs(seed=1)}
+    whole, resumed = noisy_model(0), noisy_model(1)
+    make = RESUMED[method]
+    ball = make().ball or BALL
+    with_ball = (lambda: Standard(ball)) if method == "standard" else make
+    history = run(whole, with_ball(), attack=interrupting(99), **options)
+    path = tmp_path / "run.pt"
+    first = noisy_model(0)
+    with pytest.raises(InterruptionError):
+        run(first, with_ball(), attack=interrupting(3), checkpoint=path, **options)
+    again = run(resumed, with_ball(), attack=interrupting(99), checkpoint=path, **options)
+    assert states_equal(whole, resumed)
+    assert without_seconds(again) == without_seconds(history)
+    assert len(again.epochs) == 4
+    finished = noisy_model(2)  # nothing is left to do but to take up the weights
+    run(finished, with_ball(), attack=interrupting(1), checkpoint=path, **options)
+    assert states_equal(whole, finished)
+
+
+def test_a_run_without_a_seed_goes_on_with_the_one_it_drew(tmp_path):
+    options = {"random_state": None, "validation": blobs(seed=1)}
+    path, copy = tmp_path / "run.pt", tmp_path / "copy.pt"
+    with pytest.raises(InterruptionError):
+        run(noisy_model(0), Free(BALL), attack=interrupting(3), checkpoint=path, **options)
+    copy.write_bytes(path.read_bytes())
+    models = [noisy_model(1), noisy_model(2)]
+    for model, file in zip(models, (path, copy), strict=True):
+        run(model, Free(BALL), attack=interrupting(9), checkpoint=file, **options)
+    assert states_equal(*models)
+
+
+def test_seeds_decide_and_the_generators_are_given_back():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    torch_state = before.clone()
+    models = [two_layer(2, 6, 3) for _ in range(3)]
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+    torch.set_rng_state(torch_state)
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        run(model, Attacked.fast(BALL), random_state=seed)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert states_equal(models[0], models[1])
+    assert not states_equal(models[0], models[2])
+
+
+def test_one_plain_epoch_is_gradient_descent_by_hand():
+    X, y = separable()
+    model = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    w = model.weight[0].detach().numpy().copy()
+    for _ in range(2):
+        w += 0.3 * (y / (1.0 + np.exp(y * (X @ w)))) @ X / len(X)
+    options = {"schedule": None, "optimizer": torch.optim.SGD, "batch_size": 99}
+    history = train(model, Standard(), X, y, n_epochs=2, learning_rate=0.3, **options)
+    assert model.weight[0].tolist() == pytest.approx(w.tolist())
+    assert not model.training
+    assert history["accuracy"][-1] == np.mean(y * (X @ w) > 0.0)
+
+
+class Watching(Standard):
+    """A method that notes what it is given."""
+
+    def __init__(self):
+        super().__init__(BALL)
+        self.seen = []
+
+    def step(self, model, optimizer, x, y, rows):
+        self.seen.append((x, y, rows, optimizer.param_groups[0]["lr"], self.current_ball.radius))
+        return super().step(model, optimizer, x, y, rows)
+
+
+def test_batches_hold_every_row_once_and_pace_is_as_asked():
+    X, y = blobs()
+    method = Watching()
+    run(two_layer(2, 4, 3), method, warmup=0.5, schedule="cosine")
+    assert len(method.seen) == 4 * 3
+    orders = []
+    for epoch in range(4):
+        steps = method.seen[3 * epoch : 3 * epoch + 3]
+        orders.append(torch.cat([rows for _, _, rows, *_ in steps]).tolist())
+        assert sorted(orders[-1]) == list(range(48))
+        for x, labels, rows, *_ in steps:
+            assert np.array_equal(x.numpy(), X[rows].astype(np.float32))
+            assert np.array_equal(labels.numpy(), y[rows])
+    assert orders[0] != orders[1]
+    done = (np.arange(12) + 0.5) / 12
+    assert [seen[3] for seen in method.seen] == pytest.approx(
+        0.05 * (1.0 + np.cos(np.pi * done)) / 2.0
+    )
+    assert [seen[4] for seen in method.seen] == pytest.approx(0.2 * np.minimum(1.0, 2.0 * done))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("cyclic", [0.0, 0.5, 1.0, 0.5, 0.0]),
+        ("multistep", [1.0, 1.0, 1.0, 0.1, 0.01]),
+        ("cosine", [1.0, 0.5 + 0.5 * np.cos(0.2 * np.pi), 0.5 + 0.5 * np.cos(0.4 * np.pi)]),
+        (None, [1.0] * 5),
+    ],
+)
+def test_schedules(schedule, factors):
+    for done, factor in zip((0.0, 0.2, 0.4, 0.7, 1.0), factors, strict=False):
+        assert learning_rate_factor(schedule, done) == pytest.approx(factor)
+
+
+def test_a_clipped_step_is_no_longer_than_asked():
+    X, y = separable()
+    model = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    before = model.weight.detach().clone()
+    options = {"schedule": None, "optimizer": torch.optim.SGD, "batch_size": 99}
+    train(model, Standard(), X, -y, n_epochs=1, learning_rate=0.5, clip_gradient=0.01, **options)
+    assert (model.weight - before).norm().item() == pytest.approx(0.005, rel=1e-3)
+
+
+def test_half_precision_trains_and_is_not_single_precision():
+    models = [two_layer(2, 16, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    histories = [
+        run(model, method, precision=precision, n_epochs=15, validation=blobs(seed=1))
+        for model, precision, method in zip(
+            models, (None, "bfloat16"), (Free(BALL, 2), Free(BALL, 2)), strict=True
+        )
+    ]
+    assert not states_equal(*models)
+    assert all(weight.dtype == torch.float32 for weight in models[1].parameters())
+    losses = [history["loss"][-1] for history in histories]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_training_on_a_gpu_comes_to_what_the_cpu_comes_to(precision, tmp_path):
+    models = [two_layer(2, 16, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    losses = []
+    for model, device in zip(models, ("cpu", "cuda"), strict=True):
+        options = {"device": device, "n_epochs": 15, "validation": blobs(seed=1)}
+        path = tmp_path / f"{device}.pt"
+        history = run(model, Attacked.pgd(BALL), precision=precision, checkpoint=path, **options)
+        losses.append(history["loss"][-1])
+        again = run(model, Attacked.pgd(BALL), precision=precision, checkpoint=path, **options)
+        assert again.epochs == history.epochs
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+# ------------------------------------------------------------------ train: validation
+
+
+def test_validation_is_the_accuracy_under_the_attack():
+    X, y = blobs(seed=1)
+    model = two_layer(2, 8, 3).double()
+    history = run(model, Attacked.fgsm(BALL), validation=(X, y))
+    points = deep_pgd(model, torch.as_tensor(X), torch.as_tensor(y), BALL, n_steps=10)
+    for name, at in (("accuracy", torch.as_tensor(X)), ("robust_accuracy", points)):
+        right = (model(at).argmax(dim=1).numpy() == y).mean()
+        assert history[f"validation_{name}"][-1] == pytest.approx(right)
+
+
+class Recording(Standard):
+    """A method that keeps the weights after every step."""
+
+    def __init__(self):
+        super().__init__(BALL)
+        self.weights = []
+
+    def step(self, model, optimizer, x, y, rows):
+        figures = super().step(model, optimizer, x, y, rows)
+        self.weights.append([weight.detach().clone() for weight in model.parameters()])
+        return figures | {"accuracy": 0.5 + 0.01 * len(self.weights)}
+
+
+def trained_linear(*robust, **options):
+    """Train a linear model on two classes with scripted robust accuracies."""
+    X, y = separable()
+    model, method = torch.nn.Linear(2, 1, bias=False).double(), Recording()
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    history = train(
+        model,
+        method,
+        X,
+        y,
+        n_epochs=len(robust),
+        validation=(X, y),
+        attack=scripted(*robust),
+        **options,
+    )
+    return history, model, method
+
+
+def scripted(*robust):
+    """Return an attack that turns the sign of all points but a share of them."""
+    script = iter(robust)
+
+    def attack(model, x, y, ball):
+        points = x.clone()
+        points[round(next(script) * len(x)) :] *= -1.0
+        return points
+
+    return attack
+
+
+def test_the_best_weights_are_kept():
+    history, model, method = trained_linear(0.5, 0.8, 0.7, 0.8, keep="best")
+    assert history.best_epoch == 1
+    assert torch.equal(model.weight, method.weights[1][0])
+    assert history["validation_robust_accuracy"].tolist() == [0.5, 0.8, 0.7, 0.8]
+    assert history.stopped == ""
+
+
+def test_patience_ends_a_run():
+    history, _, _ = trained_linear(0.5, 0.8, 0.7, 0.8, 0.9, 1.0, patience=2)
+    assert len(history.epochs) == 4
+    assert "for 2 epochs" in history.stopped
+
+
+@pytest.mark.parametrize("overfitting", [None, "stop", "roll back"])
+def test_catastrophic_overfitting_is_met_as_asked(overfitting):
+    script = (0.5, 0.8, 0.7, 0.2, 0.9)
+    if overfitting is None:
+        history, model, method = trained_linear(*script)
+        assert len(history.epochs) == 5
+        return
+    with pytest.warns(RuntimeWarning, match="catastrophic overfitting in epoch 3"):
+        history, model, method = trained_linear(*script, overfitting=overfitting)
+    assert history.stopped == "catastrophic overfitting"
+    assert len(history.epochs) == 4
+    kept = 1 if overfitting == "roll back" else 3
+    assert torch.equal(model.weight, method.weights[kept][0])
+
+
+def test_the_detector_needs_a_fall_and_a_training_accuracy_that_does_not_fall():
+    def epochs(*pairs):
+        names = ("validation_robust_accuracy", "accuracy")
+        return [dict(zip(names, pair, strict=True)) for pair in pairs]
+
+    assert collapsed(epochs((0.4, 0.5), (0.1, 0.7)))
+    assert collapsed(epochs((0.4, 0.5), (0.35, 0.6), (0.1, 0.9)))
+    assert not collapsed(epochs((0.4, 0.5), (0.25, 0.7)))
+    assert collapsed(epochs((0.4, 0.5), (0.25, 0.7)), drop=0.1)
+    assert not collapsed(epochs((0.4, 0.5), (0.1, 0.2)))  # training fails as a whole
+    assert not collapsed(epochs((0.1, 0.5)))
+    assert not collapsed([{"accuracy": 0.5}, {"accuracy": 0.6}])
+
+
+# ------------------------------------------------------------------ train: files
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_the_log_holds_the_history(suffix, tmp_path, capsys):
+    log = tmp_path / f"log{suffix}"
+    log.write_text("what another run has left")
+    history = run(two_layer(2, 4, 3), Trades(BALL, n_steps=1), log=log, progress=True)
+    text = log.read_text().splitlines()
+    rows = list(csv.DictReader(text)) if suffix == ".csv" else [json.loads(line) for line in text]
+    assert [{k: float(v) for k, v in row.items()} for row in rows] == history.epochs
+    assert set(rows[0]) >= {"epoch", "loss", "accuracy", "divergence", "learning_rate", "scale"}
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("method was", {"method": Trades(BALL, weight=1.0, n_steps=1)}),
+        ("method was", {"method": Trades(LpBall(np.inf, 0.3), n_steps=1)}),
+        ("learning_rate was 0.05 and is 0.1", {"learning_rate": 0.1}),
+        ("n_epochs was 4 and is 5", {"n_epochs": 5}),
+        ("random_state was", {"random_state": 1}),
+        ("optimizer was 'SGD'", {"optimizer": torch.optim.Adam}),
+        ("validation was None", {"validation": blobs()}),
+        ("another model", {"model": two_layer(2, 5, 3)}),
+    ],
+)
+def test_the_checkpoint_of_another_run_is_refused(message, change, tmp_path):
+    path = tmp_path / "run.pt"
+    common = {"model": two_layer(2, 4, 3), "method": Trades(BALL, n_steps=1), "checkpoint": path}
+    run(**common, learning_rate=np.float64(0.05))  # as a grid search hands over
+    before = {name: value.clone() for name, value in common["model"].state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        run(**(common | change))
+    assert all(torch.equal(before[k], v) for k, v in common["model"].state_dict().items())
+
+
+def test_damaged_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    run(two_layer(2, 4, 3), Standard(), checkpoint=path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ValueError, match=r"cannot be read.*Delete it"):
+        run(two_layer(2, 4, 3), Standard(), checkpoint=path)
+    torch.save({"model": {}}, path)
+    with pytest.raises(ValueError, match="lacks"):
+        run(two_layer(2, 4, 3), Standard(), checkpoint=path)
+
+
+class Failing(Standard):
+    """A method whose loss is not a number from the third epoch on."""
+
+    n_calls = 0
+
+    def loss(self, model, x, points, y):
+        self.n_calls += 1
+        loss, figures = super().loss(model, x, points, y)
+        return loss * (np.nan if self.n_calls > 6 else 1.0), figures
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
+    path = tmp_path / "run.pt"
+    with pytest.raises(FloatingPointError, match="epoch 2; there is no checkpoint"):
+        run(two_layer(2, 4, 3), Failing())
+    with pytest.raises(FloatingPointError, match=r"epoch 2; the checkpoint .*run\.pt"):
+        run(two_layer(2, 4, 3), Failing(), checkpoint=path)
+    assert len(torch.load(path, weights_only=True)["history"]["epochs"]) == 2
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        run(two_layer(2, 4, 3), Standard(), learning_rate=1e30)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("schedule must be one of", {"schedule": "linear"}),
+        ("keep must be one of", {"keep": "first"}),
+        ("overfitting must be one of", {"overfitting": "ignore"}),
+        ("need validation", {"keep": "best", "validation": None}),
+        ("need validation", {"patience": 2, "validation": None}),
+        ("overfitting needs a method", {"overfitting": "stop", "method": Standard()}),
+        ("patience must be at least 1", {"patience": 0}),
+        ("must end in .csv or .jsonl", {"log": "log.txt"}),
+        ("folder that does not exist", {"checkpoint": "nowhere/run.pt"}),
+        ("precision must be None or 'bfloat16'", {"precision": "float16"}),
+        ("not supported on meta", {"precision": "bfloat16", "device": "meta"}),
+        ("batch_size must be a positive multiple", {"batch_size": 0}),
+        ("n_epochs must be at least 1", {"n_epochs": 0}),
+        ("warmup must be", {"warmup": 2.0}),
+        ("X must be", {"validation": (np.ones((3, 2)), np.ones(2))}),
+    ],
+)
+def test_misuse_of_the_loop_is_an_error(message, change):
+    with pytest.raises(ValueError, match=message):
+        run(
+            **(
+                {"model": two_layer(2, 4, 3), "method": Standard(BALL), "validation": blobs()}
+                | change
+            )
+        )
+
+
+# ------------------------------------------------------------------ train: several processes
+
+SCRIPT = """
+import sys
+import numpy as np
+import torch
+from convexrobust.deep.methods import Attacked
+from convexrobust.deep.networks import two_layer
+from convexrobust.deep.training import train
+from convexrobust.perturbations import LpBall
+
+torch.set_num_threads(1)
+rank, n_processes, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+if n_processes > 1:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=n_processes
+    )
+rng = np.random.default_rng(0)
+X, y = rng.normal(size=(50, 3)), rng.integers(3, size=50)
+torch.manual_seed(rank)  # the processes start from different weights; those of the first count
+model, ball = two_layer(3, 8, 3).double(), LpBall(np.inf, 0.1)
+history = train(
+    model, Attacked.fgsm(ball), X, y, n_epochs=3, batch_size=20, validation=(X, y),
+    clip_gradient=0.5, checkpoint=f"{folder}/of{n_processes}.pt",
+)
+torch.save([history["loss"].tolist(), model.state_dict()], f"{folder}/{rank}of{n_processes}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path, monkeypatch):
+    def start(rank):
+        arguments = [sys.executable, "-c", SCRIPT, str(rank), "2", str(tmp_path)]
+        return subprocess.Popen(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    processes = [start(0), start(1)]
+    monkeypatch.setattr(sys, "argv", ["", "0", "1", str(tmp_path)])
+    exec(SCRIPT, {})
+    assert [process.wait(timeout=150) for process in processes] == [0, 0]
+    (losses, one), *both = (torch.load(tmp_path / f"{k}.pt") for k in ("0of1", "0of2", "1of2"))
+    for other_losses, weights in both:
+        assert other_losses == pytest.approx(losses, rel=1e-10)
+        for name, weight in weights.items():
+            assert torch.allclose(weight, one[name], rtol=1e-10)
+            assert torch.equal(weight, both[0][1][name])
+
+
+def test_processes_that_do_not_know_each_other_are_an_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        run(two_layer(2, 4, 3), Standard())

@@ -1,0 +1,26 @@
+"""Methods of adversarial training, each fit for `convexrobust.deep.training.train`."""
+
+from convexrobust.deep.methods.attacked import Attacked
+from convexrobust.deep.methods.awp import WeightPerturbed
+from convexrobust.deep.methods.base import LossMethod, Method
+from convexrobust.deep.methods.certified import Certified
+from convexrobust.deep.methods.free import Free
+from convexrobust.deep.methods.gradalign import GradAlign
+from convexrobust.deep.methods.mart import Mart
+from convexrobust.deep.methods.pairing import Pairing
+from convexrobust.deep.methods.standard import Standard
+from convexrobust.deep.methods.trades import Trades
+
+__all__ = [
+    "Attacked",
+    "Certified",
+    "Free",
+    "GradAlign",
+    "LossMethod",
+    "Mart",
+    "Method",
+    "Pairing",
+    "Standard",
+    "Trades",
+    "WeightPerturbed",
+]

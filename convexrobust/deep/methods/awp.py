@@ -1,0 +1,92 @@
+"""Adversarial weight perturbation: the loss is lowered where the weights are at their worst."""
+
+from __future__ import annotations
+
+import torch
+
+from convexrobust.deep.methods.base import LossMethod, backward
+from convexrobust.deep.model_loss import left_as_found
+
+
+class WeightPerturbed:
+    r"""Any method with a loss, its gradient taken at perturbed weights (AWP).
+
+    Of each weight matrix or kernel :math:`\theta_l`
+
+    .. math:: \theta_l + v_l, \qquad v_l = \gamma \frac{\|\theta_l\|}{\|g_l\|} g_l, \qquad
+              g = \nabla_\theta L(\theta)
+
+    where L is the method's loss at its attacked points. The gradient of L at :math:`\theta + v` is
+    then used for the step from :math:`\theta`. Biases and parameters of normalisation, those with
+    one axis, are not perturbed.
+
+    Parameters
+    ----------
+    method : LossMethod
+        The method. One without `points` and `loss`, such as `Free`, cannot be perturbed.
+    gamma : float
+        Size of the perturbation relative to the weights.
+
+    References
+    ----------
+    Wu, Xia and Wang, arXiv 2004.05884.
+    """
+
+    def __init__(self, method, gamma=5e-3):
+        if not isinstance(method, LossMethod):
+            raise TypeError(
+                f"method must be one with a loss of its own, such as Attacked or Trades; "
+                f"{type(method).__name__} updates the weights in another way."
+            )
+        if not gamma >= 0.0:
+            raise ValueError(f"gamma must be at least 0, got {gamma!r}.")
+        self.method, self.gamma = method, gamma
+
+    @property
+    def ball(self):
+        """The threat model of the method."""
+        return self.method.ball
+
+    @property
+    def scale(self) -> float:
+        """Share of the radius in use now."""
+        return self.method.scale
+
+    @scale.setter
+    def scale(self, value):
+        self.method.scale = value
+
+    def step(self, model, optimizer, x, y, rows) -> dict[str, float]:
+        """Update the model's parameters by one batch; see `Method.step`."""
+        points = self.method.points(model, x, y)
+        weights = [weight for weight in model.parameters() if weight.ndim > 1]
+        with left_as_found(model, None):  # this pass moves no statistics
+            gradients = torch.autograd.grad(
+                self.method.loss(model, x, points, y)[0], weights, allow_unused=True
+            )
+        before = [weight.detach().clone() for weight in weights]
+        try:
+            self._perturb(weights, gradients)
+            loss, figures = self.method.loss(model, x, points, y)
+            value = backward(optimizer, loss)
+        finally:
+            with torch.no_grad():
+                for weight, old in zip(weights, before, strict=True):
+                    weight.copy_(old)
+        optimizer.step()
+        return {"loss": value} | figures
+
+    @torch.no_grad()
+    def _perturb(self, weights, gradients):
+        for weight, gradient in zip(weights, gradients, strict=True):
+            length = 0.0 if gradient is None else gradient.norm()
+            if length > 0.0:
+                weight += (self.gamma * weight.norm() / length) * gradient
+
+    def state_dict(self) -> dict:
+        """Return what the method remembers."""
+        return self.method.state_dict()
+
+    def load_state_dict(self, state):
+        """Let the method take up what it remembered."""
+        self.method.load_state_dict(state)

@@ -1,0 +1,254 @@
+r"""What adversarial training methods have in common.
+
+A method makes one step of training on one batch. It is a small object: its options, the ball, and
+what it remembers between batches (multipliers, perturbations of samples). The loop, the schedules
+and the files belong to `convexrobust.deep.training`.
+
+The mode of the model is the loop's, and in training mode every pass whose output is part of the
+loss moves the statistics of batch normalisation. Passes that look for an attack do not.
+Whatever is random is drawn from torch's generators, which the loop seeds for every epoch, or from
+one that the method remembers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from convexrobust.attacks.region import Region
+from convexrobust.backends import torch as torch_backend
+from convexrobust.deep.model_loss import left_as_found
+from convexrobust.perturbations import LpBall
+
+
+class Method(Protocol):
+    """One way to train a model on batches.
+
+    Attributes
+    ----------
+    ball : LpBall or None
+        The threat model at full radius; None for a method that needs none.
+    scale : float
+        Share of the radius in use now, between 0 and 1; the loop raises it to warm up.
+    """
+
+    ball: LpBall | None
+    scale: float
+
+    def step(self, model, optimizer, x, y, rows) -> dict[str, float]:
+        """Update the model's parameters by one batch.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            From points (b, ...) to outputs (b,), (b, 1) or (b, C).
+        optimizer : torch.optim.Optimizer
+            Of the model's parameters.
+        x : tensor of shape (b, ...)
+            Points.
+        y : tensor of shape (b,)
+            Labels: -1 / +1 or 0 / 1 with one output, class numbers with several.
+        rows : tensor of shape (b,)
+            The numbers of the samples in the data, for what is remembered of each; on the CPU.
+
+        Returns
+        -------
+        dict
+            Figures of this batch for the log: "loss" at least, the mean that was minimised.
+        """
+
+    def state_dict(self) -> dict:
+        """Return what is remembered, for a checkpoint: tensors, numbers and containers of them."""
+
+    def load_state_dict(self, state):
+        """Take up what was remembered."""
+
+
+class BallMethod:
+    """A method with a threat model that remembers nothing: the base of most."""
+
+    scale = 1.0
+
+    def __init__(self, ball):
+        self.ball = ball
+
+    @property
+    def current_ball(self) -> LpBall:
+        """The ball at its present radius."""
+        return (
+            self.ball if self.scale == 1.0 else self.ball.scaled_to(self.scale * self.ball.radius)
+        )
+
+    def state_dict(self) -> dict:
+        """Return what is remembered, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state):
+        """Take up what was remembered."""
+
+
+class SamplingMethod(BallMethod):
+    """A method with a threat model that draws random numbers: it remembers its generator.
+
+    Parameters
+    ----------
+    ball : LpBall
+        The threat model.
+    random_state : int or None
+        Seed of the generator; None for one from the system. The numbers are drawn on the CPU, so
+        that they do not depend on the device.
+    """
+
+    def __init__(self, ball, random_state):
+        super().__init__(ball)
+        self.generator = torch.Generator()
+        if random_state is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(random_state)
+
+    def state_dict(self) -> dict:
+        """Return the state of the generator, for a checkpoint."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state):
+        """Go on with the random numbers where they were."""
+        self.generator.set_state(state["generator"].cpu())
+
+
+class LossMethod(BallMethod, ABC):
+    """A method that attacks a batch and then takes one step down a loss of it.
+
+    What it is made of, `points` and `loss`, is what `WeightPerturbed` needs of a method.
+    """
+
+    def points(self, model, x, y) -> torch.Tensor:
+        """Return the attacked points of a batch, without a graph; the points themselves here."""
+        return x
+
+    @abstractmethod
+    def loss(self, model, x, points, y) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the mean loss, with its graph, and figures for the log."""
+
+    def step(self, model, optimizer, x, y, rows) -> dict[str, float]:
+        """Update the model's parameters by one batch; see `Method.step`."""
+        loss, figures = self.loss(model, x, self.points(model, x, y), y)
+        return {"loss": descend(optimizer, loss)} | figures
+
+
+def sample_losses(outputs, y) -> torch.Tensor:
+    r"""Return the cross-entropy of each sample, (b,), at least in single precision.
+
+    :math:`\log(1 + e^{-y f})` with one output (labels -1 / +1 or 0 / 1),
+    :math:`\log \sum_c e^{f_c} - f_y` with several.
+    """
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    if has_one_output(outputs):
+        sign = torch.where(y > 0, 1.0, -1.0).to(outputs)
+        return torch.nn.functional.softplus(-sign * outputs.reshape(len(y)))
+    return torch.nn.functional.cross_entropy(outputs, y.long(), reduction="none")
+
+
+def has_one_output(outputs) -> bool:
+    """Whether outputs are those (b,) or (b, 1) of a binary classifier with one output."""
+    return outputs.ndim == 1 or outputs.shape[1] == 1
+
+
+def log_probabilities(outputs, y) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probabilities (b, C) of the classes, C = 2 with one output, and labels 0 .."""
+    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    if has_one_output(outputs):
+        margin = outputs.reshape(len(y))
+        both = torch.stack([-margin, margin], dim=1)
+        return torch.nn.functional.logsigmoid(both), (y > 0).long()
+    return torch.nn.functional.log_softmax(outputs, dim=1), y.long()
+
+
+def accuracy(outputs, y) -> float:
+    """Return the share of the samples that the outputs classify rightly."""
+    if has_one_output(outputs):
+        right = (outputs.reshape(len(y)) > 0) == (y > 0)
+    else:
+        right = outputs.argmax(dim=1) == y
+    return right.sum().item() / len(y)
+
+
+def input_gradient(model, x, y, mode="eval") -> torch.Tensor:
+    """Return the gradient of each sample's cross-entropy in its point, of the shape of x.
+
+    The model is left as it was found, the ``.grad`` of its parameters included.
+    """
+    with left_as_found(model, mode), torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(sample_losses(model(x), y).sum(), x)
+    return gradient
+
+
+def uniform_noise(x, ball) -> torch.Tensor:
+    """Return one perturbation for each point (b, ...), uniform in the ball without its bounds."""
+    X = x.flatten(1)
+    if ball.p == np.inf:
+        noise = torch.empty_like(X).uniform_(-1.0, 1.0)
+        return (torch_backend.constant(ball.epsilons(X.shape[1]), X) * noise).reshape(x.shape)
+    rng = np.random.default_rng(int(torch.randint(2**62, ())))
+    sample = LpBall(ball.p, ball.epsilon).sample(np.zeros(tuple(X.shape)), rng)
+    return torch_backend.constant(sample, X).reshape(x.shape)
+
+
+class Around:
+    """The ball around points of any shape: `convexrobust.attacks.region.Region` for batches."""
+
+    def __init__(self, x, ball):
+        self.shape, self.region = x.shape, Region(torch_backend, x.detach().flatten(1), ball)
+
+    def moved(self, points) -> torch.Tensor:
+        """Return points put back into the ball, then into the bounds."""
+        return self.region.moved(points.detach().flatten(1)).reshape(self.shape)
+
+    def stepped(self, points, gradient, length=1.0) -> torch.Tensor:
+        """Return points after a steepest step, ``length`` in units of the ball; not yet moved."""
+        points, gradient = points.detach().flatten(1), gradient.flatten(1)
+        return (points + self.region.steepest(points, gradient, length)).reshape(self.shape)
+
+    def within_bounds(self, points) -> torch.Tensor:
+        """Return points put back into the bounds only; they may be outside the ball."""
+        clipped = points.flatten(1).clip(self.region.lo, self.region.hi)
+        return torch.where(self.region.free, clipped, self.region.X).reshape(self.shape)
+
+    def checked(self, points) -> torch.Tensor:
+        """Return points if all are in the ball and the bounds, else raise RuntimeError."""
+        return self.region.checked(points.flatten(1)).reshape(self.shape)
+
+
+def backward(optimizer, loss) -> float:
+    """Put the gradient of a loss into the parameters; return the loss.
+
+    Raises
+    ------
+    FloatingPointError
+        If it is not finite.
+    """
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"the training loss is {loss.item()}: lower the learning rate or epsilon, or bring the "
+            "features to one scale."
+        )
+    optimizer.zero_grad()
+    loss.backward()
+    return loss.item()
+
+
+def descend(optimizer, loss) -> float:
+    """Take one step of the optimizer down a loss; return the loss.
+
+    Raises
+    ------
+    FloatingPointError
+        If it is not finite, before the parameters change.
+    """
+    value = backward(optimizer, loss)
+    optimizer.step()
+    return value

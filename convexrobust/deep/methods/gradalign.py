@@ -1,0 +1,73 @@
+"""GradAlign: one-step training that keeps gradients inside the ball in one direction."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from convexrobust.deep import attacks
+from convexrobust.deep.methods.attacked import Attacked
+from convexrobust.deep.methods.base import (
+    Around,
+    accuracy,
+    input_gradient,
+    sample_losses,
+    uniform_noise,
+)
+
+
+class GradAlign(Attacked):
+    r"""Attack by one step, and add how far gradients in the ball differ in direction.
+
+    .. math:: \ell(x') + \text{weight}\, \bigl(1 - \cos(\nabla_x \ell(x),
+              \nabla_x \ell(x + \eta))\bigr), \qquad \eta \text{ uniform in the ball}
+
+    Only the second gradient is differentiated, as in the published code; samples with a gradient
+    of 0 are left out of the mean.
+
+    Parameters
+    ----------
+    ball : LpBall
+        The threat model.
+    weight : float
+        Weight of the second term.
+    attack : callable, optional
+        As in `Attacked`; by default one full step from the point itself.
+    mode : {"eval", "train"}
+        The mode of the model while it is attacked.
+
+    References
+    ----------
+    Andriushchenko and Flammarion, arXiv 2007.02617.
+    """
+
+    def __init__(self, ball, weight=0.2, attack=None, mode="train"):
+        attack = attack or partial(attacks.fgsm, loss="cross-entropy")
+        super().__init__(ball, attack, mode)
+        self.weight = weight
+
+    def loss(self, model, x, points, y):
+        """Return the mean cross-entropy of the attacked points plus the weighted misalignment."""
+        ball = self.current_ball
+        there = Around(x, ball).moved(x + uniform_noise(x, ball)).requires_grad_()
+        here = input_gradient(model, x, y, mode=None)
+        losses = sample_losses(model(there), y)
+        (gradient,) = torch.autograd.grad(losses.sum(), there, create_graph=True)
+        apart = misalignment(here, gradient)
+        outputs = model(points)
+        loss = sample_losses(outputs, y).mean() + self.weight * apart
+        return loss, {"accuracy": accuracy(outputs, y), "misalignment": apart.item()}
+
+
+def misalignment(first, second):
+    """Return the mean of 1 - cos between rows of two batches of gradients that are not 0."""
+    first, second = first.flatten(1), second.flatten(1)
+    used = (first.detach().abs().amax(1) > 0.0) & (second.detach().abs().amax(1) > 0.0)
+    first, second = first[used], second[used]
+    if len(first) == 0:
+        return second.sum()
+    # Scaled first: a product of two small gradients could be 0.
+    first = first / torch.linalg.vector_norm(first, dim=1, keepdim=True)
+    second = second / torch.linalg.vector_norm(second, dim=1, keepdim=True)
+    return 1.0 - (first * second).sum(dim=1).mean()

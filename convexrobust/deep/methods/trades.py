@@ -1,0 +1,72 @@
+"""TRADES: accuracy on the data traded against stability around it."""
+
+from __future__ import annotations
+
+import torch
+
+from convexrobust.deep.methods.base import (
+    Around,
+    LossMethod,
+    accuracy,
+    log_probabilities,
+    sample_losses,
+)
+from convexrobust.deep.model_loss import autograd_objective, left_as_found
+
+_FIRST_NOISE = 0.03  # of the radius, as in the paper; at x itself the divergence has no gradient
+
+
+class Trades(LossMethod):
+    r"""Minimise the cross-entropy of the data plus the divergence of attacked outputs.
+
+    .. math:: \ell(f(x), y) + \text{weight}\, \max_{x'} \mathrm{KL}(p(x) \,\|\, p(x'))
+
+    The attack climbs the divergence from a point near x by steps of constant length.
+
+    Parameters
+    ----------
+    ball : LpBall
+        The threat model.
+    weight : float
+        Weight of the second term, :math:`1 / \lambda` of the paper.
+    n_steps : int
+        Steps of the attack.
+    step : float
+        Their length in units of the ball.
+    mode : {"eval", "train"}
+        The mode of the model while it is attacked.
+
+    References
+    ----------
+    Zhang et al., arXiv 1901.08573.
+    """
+
+    def __init__(self, ball, weight=6.0, n_steps=10, step=0.25, mode="eval"):
+        super().__init__(ball)
+        self.weight, self.n_steps, self.length, self.mode = weight, n_steps, step, mode
+
+    def points(self, model, x, y):
+        """Return the points whose output diverges most from that at x."""
+        around = Around(x, self.current_ball)
+        points = around.moved(x + _FIRST_NOISE * self.current_ball.radius * torch.randn_like(x))
+        with left_as_found(model, self.mode):
+            with torch.no_grad():
+                clean = log_probabilities(model(x), y)[0]
+            climb = autograd_objective(
+                lambda points: divergence(clean, log_probabilities(model(points), y)[0])
+            )
+            for _ in range(self.n_steps):
+                points = around.moved(around.stepped(points, climb(points)[1], self.length))
+        return around.checked(points)
+
+    def loss(self, model, x, points, y):
+        """Return the mean cross-entropy at x plus the weighted mean divergence."""
+        outputs, attacked = model(x), model(points)
+        apart = divergence(log_probabilities(outputs, y)[0], log_probabilities(attacked, y)[0])
+        loss = sample_losses(outputs, y).mean() + self.weight * apart.mean()
+        return loss, {"accuracy": accuracy(attacked, y), "divergence": apart.mean().item()}
+
+
+def divergence(p, q):
+    r"""Return :math:`\mathrm{KL}(p \| q)` of each row of two (b, C) of log-probabilities, (b,)."""
+    return torch.sum(p.exp() * (p - q), dim=1)
