@@ -1,0 +1,44 @@
+"""Training in several processes: averages of gradients and figures, one set of statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import distributed
+
+
+def process() -> tuple[int, int]:
+    """Return the number of this process and how many there are."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def before_step(largest_norm, optimizer, args, kwargs):
+    """Average the gradients over the processes, then clip them."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    n_processes = process()[1]
+    if n_processes > 1:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        parts = (flat / n_processes).split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+    if largest_norm is not None:
+        torch.nn.utils.clip_grad_norm_(weights, largest_norm)
+
+
+def shared(model, figures):
+    """Return the mean figures of all processes; give all the statistics of the first."""
+    n_processes = process()[1]
+    if n_processes == 1:
+        return figures
+    for buffer in model.buffers():
+        distributed.broadcast(buffer, 0)
+    each = [None] * n_processes
+    distributed.all_gather_object(each, figures)
+    return {
+        name: type(value)(np.mean([other[name] for other in each]))
+        for name, value in figures.items()
+    }
