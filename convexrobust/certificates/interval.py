@@ -28,10 +28,11 @@ def interval_of_outputs(network, X, ball) -> tuple[np.ndarray, np.ndarray]:
     lo, hi = np.empty((2, len(rows), network.n_outputs))
     for c, direction in enumerate(np.eye(network.n_outputs)):
         net = _net(network, direction)
+        offset = np.asarray(net.offset)
         for part in _batches(len(rows)):
             above, below = _interval(net, rows[part], ball, Absolute(), 0).T
-            lo[part, c] = _with_offset(below, net.offset, ball)
-            hi[part, c] = -_with_offset(above, -net.offset, ball)
+            lo[part, c] = _with_offset(below, offset, ball)
+            hi[part, c] = -_with_offset(above, -offset, ball)
     return lo, hi
 
 
