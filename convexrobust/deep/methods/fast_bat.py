@@ -1,0 +1,159 @@
+r"""Fast-BAT: training through the attack, which is one projected gradient step on a linear loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from convexrobust.attacks.region import Region, check_counts, evaluated
+from convexrobust.backends import torch as torch_backend
+from convexrobust.deep.methods.base import SamplingMethod, descend, sample_losses
+from convexrobust.deep.model_loss import autograd_objective, left_as_found
+
+
+class FastBat(SamplingMethod):
+    r"""Train through the solution of the attacker's problem (Zhang et al.).
+
+    The attacker linearises the loss at a point z of the ball C and adds a quadratic term,
+
+    .. math:: \delta^*(\theta) = \arg\min_{\delta \in C}
+              -\langle \nabla \ell(\theta, z), \delta - z \rangle
+              + \tfrac{\lambda}{2} \|\delta - z\|^2
+              = \Pi_C\bigl(z + \tfrac1\lambda \nabla \ell(\theta, z)\bigr),
+
+    which has a derivative in :math:`\theta`. The step of the weights goes along
+
+    .. math:: \nabla_\theta \ell(\theta, \delta^*)
+              + \Bigl(\frac{d \delta^*}{d \theta}\Bigr)' \nabla_\delta \ell(\theta, \delta^*),
+              \qquad
+              \frac{d \delta^*}{d \theta}
+              = \tfrac1\lambda\, \Pi_C'\, \nabla^2_{\delta \theta} \ell(\theta, z),
+
+    the second term being the implicit gradient. For l-inf :math:`\Pi_C'` is 1 for coordinates
+    inside the ball and the bounds, 0 for the others.
+
+    Parameters
+    ----------
+    ball : LpBall
+        The threat model.
+    implicit_gradient : bool
+        Whether the second term is added, which costs a second derivative.
+    sign : bool
+        Takes the sign of the gradient (l-inf only). The implicit gradient is then exactly 0. With
+        ``n_steps=1, step=1.25`` this is FGSM training with random starts (Fast-AT).
+    n_steps : int
+        Gradient steps from the random start; z is the point before the last.
+    step : float
+        Length of a step in radii of the ball: the root mean square over the features for l-inf,
+        the Euclidean length for l2 and l1, and the size of every entry if ``sign``.
+    mode : {"eval", "train", None}
+        The mode in which the model is attacked; None for the one it is in.
+    random_state : int or None
+        Seed of the random starts.
+
+    Raises
+    ------
+    ValueError
+        For a sign in another norm than l-inf, or options out of their range.
+
+    Notes
+    -----
+    The steps here are relative to the radius, with :math:`1/\lambda` the step divided by the length
+    of the sample's gradient, held constant in the derivative. The paper's code has raw gradients
+    times 5000/255 (2000/255 for radii above 8/255), made for images in [0, 1] with 10 classes,
+    attacks in train mode, and gives the implicit gradient a weight of its own (0.1); here both are
+    the one :math:`1/\lambda` of the formula. Its steps are two, as here. On scikit-learn's digits
+    (three seeds, l-inf, radius 0.2) the implicit gradient changed the robust accuracy by less than
+    the seed did.
+
+    References
+    ----------
+    Zhang, Zhang, Khanduri, Hong, Chang and Liu, arXiv 2112.12376.
+    """
+
+    def __init__(
+        self,
+        ball,
+        *,
+        implicit_gradient=True,
+        sign=False,
+        n_steps=2,
+        step=2.0,
+        mode="eval",
+        random_state=0,
+    ):
+        super().__init__(ball, random_state)
+        check_counts(n_steps=n_steps)
+        if step <= 0.0:
+            raise ValueError(f"step must be positive, got {step!r}.")
+        if sign and ball.p != np.inf:
+            raise ValueError("sign=True is for l-inf balls; leave it out for l1 and l2.")
+        self.implicit_gradient, self.sign = implicit_gradient, sign
+        self.n_steps, self.length, self.mode = n_steps, step, mode
+
+    def step(self, model, optimizer, x, y, rows) -> dict[str, float]:
+        """Take one step of the weights through the attack; see `Method.step`."""
+        points = self.attack(model, x, y)
+        loss = sample_losses(model(points), y).mean()
+        return {"loss": descend(optimizer, loss)}
+
+    def attack(self, model, x, y) -> torch.Tensor:
+        """Return attacked points of the shape of x, differentiable in the weights if implicit."""
+        region = Region(torch_backend, x.detach().flatten(1), self.current_ball)
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        points = region.random_points(np.random.default_rng(seed))
+        with left_as_found(model, self.mode):
+            for _ in range(self.n_steps - 1):
+                points = self._ascended(region, points, _gradient(model, points, x.shape, y))
+            graph = self.implicit_gradient
+            gradient = _gradient(model, points, x.shape, y, create_graph=graph)
+            points = self._ascended(region, points, gradient)
+        region.checked(points.detach())
+        return points.reshape(x.shape)
+
+    def _ascended(self, region, points, gradient):
+        if self.sign:
+            return region.moved(points + region.steepest(points, gradient, self.length))
+        rate = _inverse_lambda(region, gradient.detach(), self.length)
+        return project_differentiably(region, points + rate * gradient)
+
+
+def project_differentiably(region, points):
+    """Return points (n, d) projected as by `Region.moved`, with a derivative in every norm."""
+    if region.ball.p == np.inf:
+        return region.moved(points)
+    delta = torch.where(region.free, points - region.X, 0.0) / region.unit
+    if region.ball.p == 2:
+        delta = delta / torch.linalg.vector_norm(delta, dim=1, keepdim=True).clip(min=1.0)
+    else:
+        delta = _onto_cross_polytope(delta)
+    return (region.X + region.epsilon * delta).clip(region.lo, region.hi)
+
+
+def _onto_cross_polytope(A):
+    """Project the rows of A on the l1 ball of radius 1: shrink the k largest entries alike."""
+    falling = A.abs().sort(dim=1, descending=True).values
+    counts = torch.arange(1, A.shape[1] + 1).to(A)
+    shrinkages = (falling.cumsum(dim=1) - 1.0) / counts
+    k = (falling > shrinkages).sum(dim=1, keepdim=True)
+    shrinkage = torch.relu(shrinkages.gather(1, k - 1))
+    return A.sign() * torch.relu(A.abs() - shrinkage)
+
+
+def _inverse_lambda(region, gradient, step):
+    r"""Return :math:`1/\lambda` for each row, (n, 1) or (n, d): moves are ``step`` radii long."""
+    length = torch.linalg.vector_norm(region.epsilon * gradient, dim=1, keepdim=True)
+    spread = np.sqrt(region.n_free) if region.ball.p == np.inf else 1.0
+    return step * spread * region.epsilon**2 / torch.where(length > 0.0, length, 1.0)
+
+
+def _gradient(model, points, shape, y, *, create_graph=False):
+    """Return the gradient of each row's own loss (b, d), on demand a function of the weights."""
+    if not create_graph:
+        objective = autograd_objective(lambda X: sample_losses(model(X.reshape(shape)), y))
+        return evaluated(objective, points)[1]
+    points = points.detach().requires_grad_()
+    # Of a copy of the buffers: batch normalisation writes to the model's before the backward pass.
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    outputs = torch.func.functional_call(model, buffers, (points.reshape(shape),))
+    return torch.autograd.grad(sample_losses(outputs, y).sum(), points, create_graph=True)[0]
