@@ -86,8 +86,9 @@ def _of_perceptron(model):
 
 
 def _of_torch(model):
-    is_sequential = type(model).__module__.startswith("torch.") and hasattr(model, "append")
-    if not is_sequential or type(model).__name__ != "Sequential":
+    torch_classes = (c for c in type(model).__mro__ if c.__module__.startswith("torch."))
+    base = next(torch_classes)  # a subclass of Sequential is one if it computes the same
+    if base.__name__ != "Sequential" or type(model).forward is not base.forward:
         raise _refusal(model, "it is a module with a forward method of its own")
     layers = list(model)  # with layers that are used twice
     names = [type(layer).__name__ for layer in layers]

@@ -95,6 +95,13 @@ def test_a_torch_network(bias, flatten):
     assert model[-1].weight.requires_grad
 
 
+def test_a_subclass_of_sequential():
+    pytest.importorskip("torch")
+    from convexrobust.deep.networks import two_layer
+
+    assert as_network(two_layer(3, 5, 2)).output.shape == (5, 2)
+
+
 def test_there_and_back_through_torch():
     pytest.importorskip("torch")
     rng = np.random.default_rng(0)
@@ -114,6 +121,10 @@ def other_models():
     def layers():
         return nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)
 
+    class Own(nn.Sequential):
+        def forward(self, x):
+            return -super().forward(x)
+
     relu = nn.ReLU()
     twice = nn.Sequential(nn.Linear(2, 3), relu, nn.Linear(3, 1), relu)
     hooked = nn.Sequential(*layers())
@@ -126,6 +137,7 @@ def other_models():
         (nn.Linear(2, 1), "forward method"),
         (nn.Sequential(nn.Flatten(0), *layers()), "layers"),
         (twice, "layers"),
+        (Own(*layers()), "forward method"),
         (hooked, "hooks"),
         (nan, "finite"),
         (MLPClassifier((3, 3), max_iter=500).fit(X[:, :1], Y), "2 hidden layers"),
