@@ -1,0 +1,241 @@
+"""Methods, networks and data by name: what estimators, command and benchmarks choose from."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from convexrobust.deep.data import load_cifar10, load_fashion_mnist, load_mnist
+from convexrobust.deep.methods import (
+    Attacked,
+    Certified,
+    Free,
+    GradAlign,
+    Mart,
+    Method,
+    Pairing,
+    Standard,
+    Trades,
+    WeightPerturbed,
+)
+from convexrobust.deep.methods.dale import Dale
+from convexrobust.deep.methods.fast_bat import FastBat
+from convexrobust.deep.methods.ssds import Ssds
+from convexrobust.deep.networks import SmallCNN, preact_resnet18, two_layer, wide_resnet
+
+METHODS = {
+    "standard": Standard,
+    "fgsm": Attacked.fgsm,
+    "fast": Attacked.fast,
+    "n-fgsm": Attacked.n_fgsm,
+    "pgd": Attacked.pgd,
+    "free": Free,
+    "gradalign": GradAlign,
+    "trades": Trades,
+    "mart": Mart,
+    "alp": Pairing,
+    "clp": partial(Pairing, labels_at="clean"),
+    "awp": lambda ball, gamma=5e-3: WeightPerturbed(Attacked.pgd(ball), gamma),
+    "trades-awp": lambda ball, gamma=5e-3: WeightPerturbed(Trades(ball), gamma),
+    "dale": Dale,
+    "fast-bat": FastBat,
+    "ssds": Ssds,
+    "nolam": partial(Ssds, variant="nolam"),
+    "nolag": partial(Ssds, variant="nolag"),
+    "certified": Certified,
+    "ibp": partial(Certified, bound="ibp"),
+}
+IMAGES = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist, "cifar10": load_cifar10}
+TABLES = ("breast-cancer", "digits")
+NETWORKS = ("two-layer", "cnn", "resnet18", "wide-resnet")
+
+
+def create_method(method, ball, *, n_rows, random_state=0, **options) -> Method:
+    """Return a method of adversarial training.
+
+    Parameters
+    ----------
+    method : str or callable
+        A name in `METHODS`, or what makes a method of a ball: a class of `deep.methods`, with its
+        options by `functools.partial`.
+    ball : LpBall
+        The threat model.
+    n_rows : int
+        Number of samples, for methods that remember each.
+    random_state : int
+        Seed, for methods with a generator of their own.
+    **options
+        Options of the method.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not known, an option that the method does not have, or a ball that it
+        cannot take.
+    """
+    factory = METHODS.get(method, method) if isinstance(method, str) else method
+    if not callable(factory):
+        raise ValueError(
+            f"method must be one of {sorted(METHODS)}, or a callable that makes a method of a "
+            f"ball, e.g. functools.partial(Trades, weight=3.0); got {method!r}."
+        )
+    legal = inspect.signature(factory).parameters
+    unknown = [name for name in options if name not in legal]
+    if unknown:
+        raise ValueError(f"method {method!r} has no option {unknown}; it has {list(legal)[1:]}.")
+    supplied = {"n_rows": n_rows, "random_state": random_state}
+    return factory(ball, **{k: v for k, v in supplied.items() if k in legal} | options)
+
+
+def create_network(name, shape, n_outputs, *, width=64) -> torch.nn.Module:
+    """Return an untrained network for points of a shape.
+
+    Parameters
+    ----------
+    name : {"two-layer", "cnn", "resnet18", "wide-resnet"}
+        Which one; see `convexrobust.deep.networks`. All but the first take images.
+    shape : tuple
+        The shape of one point: (d,) for "two-layer", else (c, h, w) with h = w.
+    n_outputs : int
+        Outputs.
+    width : int
+        Neurons of "two-layer".
+
+    Raises
+    ------
+    ValueError
+        For another name, or points of another shape.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"network must be one of {NETWORKS}, got {name!r}.")
+    if len(shape) != (1 if name == "two-layer" else 3):
+        kind = "points (n, d)" if name == "two-layer" else "images (n, c, h, w)"
+        raise ValueError(f"network {name!r} takes {kind}, got points of shape {tuple(shape)}.")
+    if name == "two-layer":
+        return torch.nn.Sequential(*two_layer(shape[0], width, n_outputs))
+    if name == "cnn":
+        return SmallCNN(n_outputs, shape[0], shape[1])
+    return (preact_resnet18 if name == "resnet18" else wide_resnet)(
+        n_outputs=n_outputs, n_channels=shape[0]
+    )
+
+
+class Task(NamedTuple):
+    """Data to train and to test on.
+
+    Attributes
+    ----------
+    X, X_test : ndarray of shape (n, ...)
+        Points: images (n, c, h, w) in [0, 1], or rows (n, d) of standardised features.
+    y, y_test : ndarray of shape (n,)
+        -1 / +1 for two classes, else class numbers 0 .. C-1.
+    bounds : tuple (lo, hi) or None
+        Legal range of the features.
+    n_outputs : int
+        Outputs of a network for it: 1 for two classes, else C.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    X_test: np.ndarray
+    y_test: np.ndarray
+    bounds: tuple | None
+    n_outputs: int
+
+
+def load_task(name, folder=None, *, classes=None, size=None, flatten=False, random_state=0) -> Task:
+    """Return data by name, split into a part to train on and one to test on.
+
+    Parameters
+    ----------
+    name : str
+        "mnist", "fashion-mnist" or "cifar10" (see `deep.data`; their own test part), "digits" or
+        "breast-cancer" of scikit-learn, or the path of an .npz file with arrays X and y. Of the
+        latter three 30 % of the rows are for testing; rows (n, d) are standardised.
+    folder : path, optional
+        Where the files of the first three are; they are fetched from OpenML otherwise.
+    classes : sequence, optional
+        Only these classes, of the first three by their names too.
+    size : int, optional
+        Height and width to shrink images to, of the first three.
+    flatten : bool
+        Return images as rows (n, c * h * w).
+    random_state : int
+        Seed of the split.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        For a name that is not known, or files that are missing or damaged.
+    """
+    if name in IMAGES:
+        load = partial(IMAGES[name], folder, classes=classes, size=size)
+        return _task([*load("train"), *load("test")], flatten)
+    if size is not None:
+        raise ValueError(f"size is for {sorted(IMAGES)}, not for {name!r}.")
+    X, y = _rows(name)
+    if classes is not None:
+        wanted = np.isin(y.astype(str), [str(label) for label in classes])
+        X, y = X[wanted], y[wanted]
+    y = np.unique(y, return_inverse=True)[1]
+    parts = _split(X, y, random_state)
+    if X.ndim == 2:
+        mean, deviation = parts[0].mean(axis=0), parts[0].std(axis=0)
+        deviation[deviation == 0.0] = 1.0
+        parts = [(part - mean) / deviation if part.ndim == 2 else part for part in parts]
+    return _task(parts, flatten)
+
+
+def _rows(name):
+    """Return X and y of a table, or of a file."""
+    from sklearn import datasets
+
+    if name == "breast-cancer":
+        return datasets.load_breast_cancer(return_X_y=True)
+    if name == "digits":
+        X, y = datasets.load_digits(return_X_y=True)
+        return X.reshape(-1, 1, 8, 8) / 16.0, y
+    file = Path(name)
+    if file.suffix != ".npz" or not file.is_file():
+        raise FileNotFoundError(
+            f"data must be one of {sorted([*IMAGES, *TABLES])} or the path of an .npz file with "
+            f"arrays X and y, got {str(name)!r}."
+        )
+    with np.load(file) as data:
+        if not {"X", "y"} <= set(data):
+            raise ValueError(f"{file} must hold arrays X and y, it holds {sorted(data)}.")
+        X, y = data["X"].astype(np.float64), data["y"]
+    if X.ndim < 2 or y.shape != X.shape[:1] or not np.isfinite(X).all():
+        raise ValueError(
+            f"{file} must hold finite X (n, ...) and y (n,), got {X.shape}, {y.shape}."
+        )
+    return X, y
+
+
+def _split(X, y, random_state):
+    """Return X, y, X_test, y_test."""
+    from sklearn.model_selection import train_test_split
+
+    X, X_test, y, y_test = train_test_split(
+        X, y, test_size=0.3, stratify=y, random_state=random_state
+    )
+    return [X, y, X_test, y_test]
+
+
+def _task(parts, flatten):
+    X, y, X_test, y_test = parts
+    images = X.ndim == 4
+    n_classes = int(y.max()) + 1
+    if n_classes < 2:
+        raise ValueError("the data must have at least two classes.")
+    if n_classes == 2:
+        y, y_test = 2 * y - 1, 2 * y_test - 1
+    if flatten:
+        X, X_test = (part.reshape(len(part), -1) for part in (X, X_test))
+    bounds = (0.0, 1.0) if images else None
+    return Task(X, y, X_test, y_test, bounds, 1 if n_classes == 2 else n_classes)
