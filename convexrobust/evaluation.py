@@ -135,7 +135,9 @@ def evaluate_robustness(
 
         * what `convexrobust.conversion.as_network` reads, also a ``Pipeline`` of scalers and one
           of these: attacked by its gradients, certified and verified exactly;
-        * another ``torch.nn.Module``: attacked by its gradients, on the device of its parameters;
+        * another ``torch.nn.Module``, or a fitted estimator with one in ``model_`` (as
+          `convexrobust.deep.AdversarialClassifier`): attacked by its gradients, on the device of
+          its parameters;
         * another fitted classifier with ``predict`` and ``decision_function`` or
           ``predict_proba``: attacked without gradients only, so that its "worst attack" says less.
     X : ndarray of shape (n, d) or, for torch modules, (n, c, h, w)
@@ -363,6 +365,8 @@ def _subject_of(model, X, y):
     except ValueError:
         if hasattr(model, "named_children"):
             return _Module(model, y, X)
+        if hasattr(model, "model_"):  # an estimator around a module
+            return _Module(model.model_, network_labels(model, y), np.reshape(X, (len(X), -1)))
         if not (hasattr(model, "predict") and hasattr(model, "classes_")):
             raise
         network_labels(model, y)

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -208,3 +210,20 @@ def test_an_attack_that_does_not_apply_is_left_out(perceptron):
     table = evaluate_robustness(perceptron, X, LABELS, 0.1, suite={"fgsm": {}, "autoattack": {}})
     assert np.isnan(of(table, "MLPClassifier", "autoattack"))
     assert of(table, "MLPClassifier", "worst attack") == of(table, "MLPClassifier", "fgsm")
+
+
+def test_an_estimator_around_a_deeper_module_is_attacked_by_gradients():
+    torch = pytest.importorskip("torch")
+    from convexrobust.deep import AdversarialClassifier
+
+    def network(n_features, n_outputs):
+        sizes = (n_features, 8, 8, n_outputs)
+        layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+        return torch.nn.Sequential(
+            layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2]
+        )
+
+    model = AdversarialClassifier(0.1, network=network, n_epochs=20, random_state=0).fit(X, LABELS)
+    table = evaluate_robustness(model, X, LABELS, 0.3, suite=SHORT)
+    assert of(table, "AdversarialClassifier", "clean") == [model.score(X, LABELS)]
+    assert of(table, "AdversarialClassifier", "pgd") <= of(table, "AdversarialClassifier", "clean")
