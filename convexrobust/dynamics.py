@@ -334,6 +334,8 @@ def is_local_maximum(gradient, hessian, delta, epsilon, *, tol=1e-4) -> bool:
     """
     delta, gradient, hessian = (np.asarray(A, dtype=np.float64) for A in (delta, gradient, hessian))
     curvature = np.linalg.norm(hessian, 2)
+    if np.linalg.norm(delta) > (1.0 + tol) * epsilon:
+        return False
     if np.linalg.norm(delta) < (1.0 - tol) * epsilon:
         flat = np.linalg.norm(gradient) <= tol * curvature * epsilon
         return bool(flat and np.linalg.eigvalsh(hessian)[-1] <= tol * curvature)

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from sklearn.datasets import load_breast_cancer, make_blobs
 
 from convexrobust.attacks import pgd, worst_margin_objective
-from convexrobust.deep import train_two_layer
+from convexrobust.deep import attacks, methods, train_two_layer
 from convexrobust.deep.attacks import pgd as deep_pgd
 from convexrobust.deep.methods import Attacked, Free, GradAlign, Standard, Trades, WeightPerturbed
 from convexrobust.deep.model_loss import autograd_objective
@@ -577,7 +577,7 @@ def test_the_log_holds_the_history(suffix, tmp_path, capsys):
         ("learning_rate was 0.05 and is 0.1", {"learning_rate": 0.1}),
         ("n_epochs was 4 and is 5", {"n_epochs": 5}),
         ("random_state was", {"random_state": 1}),
-        ("optimizer was 'SGD'", {"optimizer": torch.optim.Adam}),
+        (r"optimizer was \['SGD'", {"optimizer": torch.optim.Adam}),
         ("validation was None", {"validation": blobs()}),
         ("another model", {"model": two_layer(2, 5, 3)}),
     ],
@@ -706,3 +706,79 @@ def test_processes_that_do_not_know_each_other_are_an_error(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="init_process_group"):
         run(two_layer(2, 4, 3), Standard())
+
+
+@pytest.mark.parametrize(
+    ("n_outputs", "labels", "message"),
+    [
+        (1, [1, 2], "-1 / \\+1"),
+        (2, [-1, 1], "0 .. 1"),
+        (3, [0, -100], "0 .. 2"),
+        (2, [0.3, 0.7], "whole"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_before_training(n_outputs, labels, message):
+    model = torch.nn.Linear(2, n_outputs)
+    before = model.weight.clone()
+    y = np.resize(labels, 8)
+    with pytest.raises(ValueError, match=message):
+        train(model, methods.Standard(), torch.randn(8, 2), y, n_epochs=1)
+    assert torch.equal(model.weight, before)
+
+
+def test_half_precision_parameters_are_refused():
+    with pytest.raises(ValueError, match="float32"):
+        train(
+            torch.nn.Linear(2, 2).half(),
+            methods.Standard(),
+            np.ones((4, 2)),
+            [0, 1] * 2,
+            n_epochs=1,
+        )
+
+
+def resumable(path, **options):
+    torch.manual_seed(0)
+    X = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+    y, model = np.arange(8) % 2, torch.nn.Linear(2, 2)
+    options = {"method": methods.Standard(), "random_state": 0, "learning_rate": 0.1} | options
+    return train(model, X=X, y=y, n_epochs=2, checkpoint=path, **options)
+
+
+def test_numbers_of_numpy_can_be_read_back(tmp_path):
+    path = tmp_path / "run.pt"
+    options = {
+        "optimizer": partial(torch.optim.SGD, weight_decay=np.float64(5e-4)),
+        "method": methods.Dale(LpBall(np.inf, 0.1), margin=np.float64(0.1)),
+    }
+    first, second = (resumable(path, **options) for _ in range(2))
+    assert first.epochs == second.epochs
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": partial(torch.optim.SGD, momentum=0.5)},
+        {"method": methods.Attacked.pgd(LpBall(np.inf, np.array([0.1, 0.2])))},
+        {"method": methods.Attacked(LpBall(np.inf, 0.1), attack=attacks.fgsm)},
+    ],
+    ids=["optimizer", "radii", "attack"],
+)
+def test_a_checkpoint_of_other_options_is_refused(tmp_path, change):
+    path = tmp_path / "run.pt"
+    start = {"method": methods.Attacked.pgd(LpBall(np.inf, np.array([0.1, 0.3])))}
+    if "optimizer" in change:
+        start = {"optimizer": partial(torch.optim.SGD, momentum=0.9)}
+    resumable(path, **start)
+    with pytest.raises(ValueError, match="another training"):
+        resumable(path, **change)
+
+
+def test_a_lower_accuracy_in_training_is_no_catastrophic_overfitting():
+    for method in (methods.Dale(LpBall(2, 0.1)), methods.FastBat(LpBall(2, 0.1))):
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        figures = method.step(
+            model, optimizer, torch.randn(6, 2), torch.tensor([0, 1] * 3), range(6)
+        )
+        assert 0.0 <= figures["accuracy"] <= 1.0

@@ -30,6 +30,8 @@ class LeastSquares(LossMethod):
         For another attack.
     """
 
+    task = "regression"
+
     def __init__(self, ball, attack="pgd", n_steps=10):
         if attack not in ATTACKS:
             raise ValueError(f"method must be one of {ATTACKS} for regression, got {attack!r}.")

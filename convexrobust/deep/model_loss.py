@@ -67,7 +67,7 @@ class ModelLoss:
                 f"the model must return (n,), (n, 1) or (n, C) for n={len(X)} points, "
                 f"got {tuple(outputs.shape)}."
             )
-        self._check_labels(outputs.shape[1])
+        self.check_labels(outputs.shape[1])
         return outputs.to(X.dtype)  # autocast returns half precision
 
     def likeliest_rivals(self, X, n_targets):
@@ -102,7 +102,8 @@ class ModelLoss:
         pair = outputs.gather(1, torch.stack([rival, self.y], dim=1))
         return pair[:, 0] - pair[:, 1]
 
-    def _check_labels(self, n_outputs):
+    def check_labels(self, n_outputs):
+        """Raise ValueError for labels or targets that do not fit a number of outputs."""
         for name, classes in self.classes.items():
             if n_outputs == 1:
                 fits, legal = classes in _BINARY, "-1 / +1 or 0 / 1"

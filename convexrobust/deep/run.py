@@ -188,6 +188,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "method": self.method.state_dict(),
         }
+        state = _plain(state)  # NumPy's numbers could be written, and not be read safely
         unfinished = Path(f"{self.path}.unfinished")
         torch.save(state, unfinished)
         os.replace(unfinished, self.path)
@@ -237,15 +238,34 @@ def described(value):
     """Return a setting as plain values; of a method its options, not what it remembers."""
     if isinstance(value, np.generic):
         return value.item()
-    if value is None or isinstance(value, bool | int | float | str | list):
+    if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, list | tuple):
+        return [described(part) for part in value]
+    if isinstance(value, dict):
+        return {name: described(part) for name, part in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, LpBall):
+        return [float(value.p), described(value.epsilon), described(value.bounds)]
     if isinstance(value, partial):
         return [value.func.__qualname__, {k: described(v) for k, v in value.keywords.items()}]
     if hasattr(value, "load_state_dict"):
         remembered = {"scale", *value.state_dict()}
         options = {k: described(v) for k, v in vars(value).items() if k not in remembered}
         return {"name": type(value).__name__} | options
-    return repr(value) if isinstance(value, LpBall) else type(value).__name__
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
+def _plain(value):
+    """Return a state with NumPy's numbers as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return type(value)((name, _plain(part)) for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value))
+    return value
 
 
 def fingerprint(data):

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 from convexrobust.deep import attacks
+from convexrobust.deep.methods.base import has_one_output
+from convexrobust.deep.model_loss import ModelLoss, left_as_found
 from convexrobust.deep.processes import before_step, process
 from convexrobust.deep.run import ROBUST, History, Run, described, fingerprint, learning_rate_factor
 from convexrobust.deep.two_layer import train_two_layer
@@ -145,13 +147,18 @@ def train(
     optimizer.register_step_pre_hook(partial(before_step, clip_gradient))
     data = _as_tensors(model, X, y)
     validation = None if validation is None else _as_tensors(model, *validation)
+    _check_labels(model, method, data, device)
+    if validation is not None:
+        _check_labels(model, method, validation, device)
     seed = int(np.random.default_rng(random_state).integers(2**32))
 
     settings = {"n_epochs": n_epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     settings |= {"schedule": schedule, "warmup": warmup, "clip_gradient": clip_gradient}
     settings |= {"keep": keep, "patience": patience, "overfitting": overfitting}
     settings |= {"precision": precision, "random_state": None if random_state is None else seed}
-    settings |= {"method": method, "optimizer": type(optimizer).__name__}
+    options = {name: value for name, value in optimizer.defaults.items() if name != "lr"}
+    settings |= {"method": method, "optimizer": [type(optimizer).__name__, options]}
+    settings |= {"attack": attack}
     settings |= {"data": fingerprint(data), "validation": fingerprint(validation)}
     settings = {name: described(value) for name, value in settings.items()}
     run = Run(model, method, optimizer, data, validation, settings, seed, checkpoint)
@@ -222,9 +229,26 @@ def _report(history, log, progress):
             writer.writerows(history.epochs)
 
 
+def _check_labels(model, method, data, device):
+    """Raise ValueError for labels that do not fit the model's outputs, before the first epoch."""
+    if getattr(getattr(method, "method", method), "task", "classification") != "classification":
+        return
+    X, y = data
+    with torch.no_grad(), left_as_found(model, "eval"):
+        outputs = model(X[:1].to(device))
+    n_outputs = 1 if has_one_output(outputs) else outputs.shape[1]
+    ModelLoss(model, y, X.shape[1:]).check_labels(n_outputs)
+
+
 def _as_tensors(model, X, y):
     """Return points in the type of the model's parameters, and labels."""
-    X = torch.as_tensor(X).to(next(model.parameters()).dtype)
+    dtype = next(model.parameters()).dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the model's parameters are {dtype}: give a float32 model, and precision='bfloat16' "
+            "to compute in half precision."
+        )
+    X = torch.as_tensor(X).to(dtype)
     y = torch.as_tensor(y)
     if X.ndim < 2 or y.shape != X.shape[:1] or len(X) == 0:
         raise ValueError(

@@ -67,7 +67,12 @@ class Attacked(LossMethod):
 
     @classmethod
     def pgd(cls, ball, n_steps=10, step=1.0, n_restarts=1, mode="eval"):
-        """Return PGD-AT (Madry et al., arXiv 1706.06083); options as in `deep.attacks.pgd`."""
+        """Return PGD-AT (Madry et al., arXiv 1706.06083); options as in `deep.attacks.pgd`.
+
+        The attack is this package's: the first start is the sample itself, steps shrink from
+        ``step`` to 0, and the worst point met is taken. The paper's has a random start, steps of
+        one length, and takes the last point.
+        """
         attack = partial(several_steps, n_steps=n_steps, step=step, n_restarts=n_restarts)
         return cls(ball, attack=attack, mode=mode)
 

@@ -59,7 +59,7 @@ class WeightPerturbed:
     def step(self, model, optimizer, x, y, rows) -> dict[str, float]:
         """Update the model's parameters by one batch; see `Method.step`."""
         points = self.method.points(model, x, y)
-        weights = [weight for weight in model.parameters() if weight.ndim > 1]
+        weights = [w for w in model.parameters() if w.ndim > 1 and w.requires_grad]
         with left_as_found(model, None):  # this pass moves no statistics
             gradients = torch.autograd.grad(
                 self.method.loss(model, x, points, y)[0], weights, allow_unused=True

@@ -62,7 +62,8 @@ class Certified(LossMethod):
     def loss(self, model, x, points, y):
         """Return the mean of the formula; the share of certified samples is a figure."""
         margins_of = slope_margins if self.bound == "slope" else ibp_margins
-        margins = margins_of(model, x, y, self.current_ball)
+        with torch.autocast(x.device.type, enabled=False):  # rounded to half they are no bounds
+            margins = margins_of(model, x, y, self.current_ball)
         outputs = model(x)
         loss = self.margin_loss.value(torch_backend, margins).mean()
         if self.clean_share > 0.0:
@@ -174,9 +175,14 @@ def _through(layer, center, widths):
     return (low + high) / 2.0, (high - low) / 2.0
 
 
+def _is_sequential(model) -> bool:
+    sequential = torch.nn.Sequential
+    return isinstance(model, sequential) and type(model).forward is sequential.forward
+
+
 def _layers(model) -> list:
     """Return the layers of nested Sequentials, or say which one has no bound."""
-    if isinstance(model, torch.nn.Sequential):
+    if _is_sequential(model):
         return [layer for part in model for layer in _layers(part)]
     if not isinstance(model, _LINEAR + _RISING):
         names = ", ".join(kind.__name__ for kind in _LINEAR + _RISING)
@@ -186,7 +192,7 @@ def _layers(model) -> list:
 
 def _two_layers(model):
     kinds = (torch.nn.Linear, torch.nn.ReLU, torch.nn.Linear)
-    fits = isinstance(model, torch.nn.Sequential) and len(model) == len(kinds)
+    fits = _is_sequential(model) and len(model) == len(kinds)
     if not (fits and all(isinstance(*pair) for pair in zip(model, kinds, strict=True))):
         raise ValueError(
             "bound='slope' needs Sequential(Linear, ReLU, Linear), as `networks.two_layer` and "

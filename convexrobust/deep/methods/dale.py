@@ -10,6 +10,7 @@ from convexrobust.attacks.region import Region, check_counts, evaluated
 from convexrobust.backends import torch as torch_backend
 from convexrobust.deep.methods.base import (
     SamplingMethod,
+    accuracy,
     descend,
     has_one_output,
     sample_losses,
@@ -118,14 +119,15 @@ class Dale(SamplingMethod):
 
         The dual step uses the clean loss before the primal one.
         """
-        robust = sample_losses(model(self.sample(model, x, y)), y).mean()
+        outputs = model(self.sample(model, x, y))
+        robust = sample_losses(outputs, y).mean()
         clean = sample_losses(model(x), y).mean()
         used = self.multiplier
         loss = descend(optimizer, robust + used * clean)
         if self.fixed is None:
             self._raise_multiplier(clean.item() - self.margin)
         figures = {"robust_loss": robust.item(), "clean_loss": clean.item(), "multiplier": used}
-        return {"loss": loss, **figures}
+        return {"loss": loss, "accuracy": accuracy(outputs, y), **figures}
 
     def sample(self, model, x, y) -> torch.Tensor:
         """Return perturbed points of the shape of x, drawn around x (b, ...) with labels y (b,)."""

@@ -7,7 +7,7 @@ import torch
 
 from convexrobust.attacks.region import Region, check_counts, evaluated
 from convexrobust.backends import torch as torch_backend
-from convexrobust.deep.methods.base import SamplingMethod, descend, sample_losses
+from convexrobust.deep.methods.base import SamplingMethod, accuracy, descend, sample_losses
 from convexrobust.deep.model_loss import autograd_objective, left_as_found
 
 
@@ -94,8 +94,9 @@ class FastBat(SamplingMethod):
     def step(self, model, optimizer, x, y, rows) -> dict[str, float]:
         """Take one step of the weights through the attack; see `Method.step`."""
         points = self.attack(model, x, y)
-        loss = sample_losses(model(points), y).mean()
-        return {"loss": descend(optimizer, loss)}
+        outputs = model(points)
+        loss = descend(optimizer, sample_losses(outputs, y).mean())
+        return {"loss": loss, "accuracy": accuracy(outputs, y)}
 
     def attack(self, model, x, y) -> torch.Tensor:
         """Return attacked points of the shape of x, differentiable in the weights if implicit."""

@@ -48,7 +48,8 @@ class Trades(LossMethod):
     def points(self, model, x, y):
         """Return the points whose output diverges most from that at x."""
         around = Around(x, self.current_ball)
-        points = around.moved(x + _FIRST_NOISE * self.current_ball.radius * torch.randn_like(x))
+        noise = around.region.epsilon * torch.randn_like(x.flatten(1))
+        points = around.moved(x + _FIRST_NOISE * noise.reshape(x.shape))
         with left_as_found(model, self.mode):
             with torch.no_grad():
                 clean = log_probabilities(model(x), y)[0]
