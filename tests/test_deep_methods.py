@@ -126,6 +126,42 @@ def test_pairing_by_hand(labels_at):
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("n_outputs", [1, 3])
+@pytest.mark.parametrize(
+    "method",
+    [
+        Trades(LpBall(np.inf, 0.1)),
+        Mart(LpBall(np.inf, 0.1)),
+        Pairing(LpBall(np.inf, 0.1)),
+        Pairing(LpBall(np.inf, 0.1), labels_at="clean"),
+    ],
+    ids=["trades", "mart", "alp", "clp"],
+)
+def test_gradients_are_those_of_the_loss(method, n_outputs):
+    """No part of a loss is cut off from the weights: against central differences."""
+    torch.manual_seed(0)
+    model = two_layer(2, 6, n_outputs).double()
+    x = torch.randn(10, 2, dtype=torch.float64)
+    points = x + 0.3 * torch.randn_like(x)
+    y = torch.arange(10) % max(n_outputs, 2)
+    weight = model[0].weight
+
+    def value():
+        return method.loss(model, x, points, y)[0]
+
+    (gradient,) = torch.autograd.grad(value(), weight)
+    step = 1e-6
+    for i, j in np.ndindex(*weight.shape):
+        ends = []
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                weight[i, j] += sign * step
+            ends.append(value().item())
+            with torch.no_grad():
+                weight[i, j] -= sign * step
+        assert gradient[i, j].item() == pytest.approx((ends[0] - ends[1]) / 2 / step, abs=1e-6)
+
+
 def gradalign_by_hand(network, x, y, points, noise, first):
     """Return cross-entropy plus misalignment of the gradient at x + noise with a fixed one."""
     p, label = probabilities(network, points, y)

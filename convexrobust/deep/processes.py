@@ -29,13 +29,18 @@ def before_step(largest_norm, optimizer, args, kwargs):
         torch.nn.utils.clip_grad_norm_(weights, largest_norm)
 
 
-def shared(model, figures):
-    """Return the mean figures of all processes; give all the statistics of the first."""
+def share_buffers(model):
+    """Give all processes the buffers of the first: the statistics of batch normalisation."""
+    if process()[1] > 1:
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
+
+
+def shared(figures):
+    """Return the mean figures of all processes."""
     n_processes = process()[1]
     if n_processes == 1:
         return figures
-    for buffer in model.buffers():
-        distributed.broadcast(buffer, 0)
     each = [None] * n_processes
     distributed.all_gather_object(each, figures)
     return {

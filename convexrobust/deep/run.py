@@ -18,7 +18,7 @@ from torch import distributed
 
 from convexrobust.deep.methods.base import Method, accuracy
 from convexrobust.deep.model_loss import left_as_found
-from convexrobust.deep.processes import process, shared
+from convexrobust.deep.processes import process, share_buffers, shared
 from convexrobust.perturbations import LpBall
 
 ROBUST, CLEAN = "validation_robust_accuracy", "validation_accuracy"
@@ -97,6 +97,7 @@ class Run:
             for name, value in figures.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(rows)
         self._check_weights(number)
+        share_buffers(self.model)  # before the validation, which is then of one model
         n_rows = sum(len(rows) for rows in batches)
         means = {name: total / n_rows for name, total in totals.items()}
         pace = {"learning_rate": self.optimizer.param_groups[0]["lr"], "scale": self.method.scale}
@@ -150,7 +151,7 @@ class Run:
 
     def record(self, figures):
         """Add an epoch to the history; keep its weights if they are the best."""
-        figures = shared(self.model, figures)
+        figures = shared(figures)
         history, name = self.history, ROBUST if ROBUST in figures else CLEAN
         history.epochs.append(figures)
         if name not in figures:

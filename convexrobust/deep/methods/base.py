@@ -21,6 +21,7 @@ import torch
 from convexrobust.attacks.region import Region
 from convexrobust.backends import torch as torch_backend
 from convexrobust.deep.model_loss import left_as_found
+from convexrobust.deep.processes import process
 from convexrobust.perturbations import LpBall
 
 
@@ -99,7 +100,7 @@ class SamplingMethod(BallMethod):
         The threat model.
     random_state : int or None
         Seed of the generator; None for one from the system. The numbers are drawn on the CPU, so
-        that they do not depend on the device.
+        that they do not depend on the device. Processes that train together draw different ones.
     """
 
     def __init__(self, ball, random_state):
@@ -108,7 +109,9 @@ class SamplingMethod(BallMethod):
         if random_state is None:
             self.generator.seed()
         else:
-            self.generator.manual_seed(random_state)
+            rank = process()[0]
+            seed = np.random.SeedSequence([random_state, rank]).generate_state(1)[0]
+            self.generator.manual_seed(int(seed) if rank else random_state)
 
     def state_dict(self) -> dict:
         """Return the state of the generator, for a checkpoint."""
