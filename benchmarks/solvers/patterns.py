@@ -42,7 +42,7 @@ from convexrobust import (
     TwoLayerReLU,
     sample_patterns,
 )
-from convexrobust.certificates import exact_margins, margin_bounds
+from convexrobust.certificates import certify, margin_bounds
 from convexrobust.deep import train_two_layer
 from convexrobust.solvers import WorkingSet, train_certified
 
@@ -83,7 +83,7 @@ def proven(network, X, y, ball):
     """Return two accuracies: proven by the interval of its own gates, and by exact worst cases."""
     interval = margin_bounds(network, X, y, ball) > 0.0
     exact, rest = interval.copy(), np.flatnonzero(~interval)
-    found = exact_margins(network, X[rest], y[rest], ball, verdict_only=True, time_limit=2.0)
+    found = certify(network, X[rest], y[rest], ball, "exact", time_limit=2.0)
     exact[rest] = found.status == "robust"
     return interval.mean(), exact.mean()
 
