@@ -334,16 +334,25 @@ class AdversarialRegressor(RegressorMixin, _AdversarialEstimator):
 
     Parameters
     ----------
-    epsilon, norm, beta, width, network, n_epochs, learning_rate, batch_size, warmup, bounds, \
-training, random_state
-        As of `AdversarialClassifier`. Validation data for ``training`` is not taken.
+    epsilon, norm, beta
+        As of `AdversarialClassifier`.
     method : {"standard", "fgsm", "pgd"}, default="pgd"
         The points trained on; see `convexrobust.deep.least_squares.LeastSquares`.
+    width, network, n_epochs, learning_rate, batch_size, warmup, bounds
+        As of `AdversarialClassifier`.
+    training, random_state
+        As of `AdversarialClassifier`; validation data for ``training`` is not taken.
 
     Attributes
     ----------
-    model_, network_, history_, n_iter_
-        As of `AdversarialClassifier`; the model predicts y in its units.
+    model_ : torch.nn.Module
+        As of `AdversarialClassifier`; it predicts y in its units.
+    network_ : TwoLayerReLU
+        As of `AdversarialClassifier`.
+    history_ : History
+        As of `AdversarialClassifier`.
+    n_iter_ : int
+        Epochs.
     """
 
     def fit(self, X, y):
