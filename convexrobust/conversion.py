@@ -33,7 +33,13 @@ def as_network(model) -> TwoLayerReLU:
     Raises
     ------
     ValueError
-        If the model is another one, or its weights are not finite.
+        If the model is another one or not fitted, or its weights are not finite.
+
+    Notes
+    -----
+    It has the weights of the model in double precision, and what is proven of it is proven of these
+    weights in exact arithmetic. A model that computes in single precision, or scales its input in
+    a step of its own, rounds differently: by about 1e-7 or 1e-16 of its terms.
     """
     if isinstance(model, TwoLayerReLU):
         return model
@@ -45,7 +51,7 @@ def as_network(model) -> TwoLayerReLU:
         return _of_perceptron(model)
     if hasattr(model, "named_children"):
         return _of_torch(model)
-    raise _refusal(model, "it is not a network")
+    raise _refusal(model, "it is not a network, or not fitted")
 
 
 def network_labels(model, y) -> np.ndarray:

@@ -190,6 +190,8 @@ def evaluate_robustness(
     if not np.isfinite(X).all():
         raise ValueError("X must be finite: it holds NaN or infinite values.")
     radii = sorted(float(radius) for radius in np.atleast_1d(epsilons))
+    if not models or not radii:
+        raise ValueError(f"give a model and a radius: got {len(models)} and {len(radii)}.")
     if len(X) != len(y) or len(X) == 0:
         raise ValueError(f"X and y must be of one length > 0, got {len(X)} and {len(y)}.")
     if not 0.0 < confidence < 1.0:

@@ -147,6 +147,7 @@ def other_models():
         (make_pipeline(MinMaxScaler(clip=True), MLPClassifier(**SMALL)).fit(X, Y), "clipping"),
         (make_pipeline(DecisionTreeClassifier()).fit(X, Y), "not a network"),
         (LogisticRegression().fit(X, Y), "not a network"),
+        (ConvexRobustClassifier(), "not fitted"),
         (MLPRegressor(hidden_layer_sizes=(3,), loss="poisson", max_iter=500).fit(X, Y), "exp"),
         (make_pipeline(StandardScaler(), MLPClassifier(**SMALL).fit(X, Y)), "not fitted"),
         ("network", "not a network"),

@@ -187,7 +187,10 @@ def test_gradalign_and_its_gradient_by_hand():
     model = network.to_torch()
     loss, _ = GradAlign(ball, 0.3).loss(model, x, points, y)
     loss.backward()
-    at = lambda network: gradalign_by_hand(network, x, y, points, noise, first)  # noqa: E731
+
+    def at(network):
+        return gradalign_by_hand(network, x, y, points, noise, first)
+
     assert loss.item() == pytest.approx(at(network), rel=1e-12)
 
     hidden, step = network.hidden, 1e-6

@@ -173,6 +173,8 @@ def test_a_contradiction_is_an_error(perceptron, monkeypatch):
         ({"estimators": {"it": "no model"}}, "'it'"),
         ({"X": np.where(X > 1.5, np.nan, X)}, "finite"),
         ({"epsilons": [-0.1]}, "epsilon"),
+        ({"epsilons": []}, "a radius"),
+        ({"estimators": {}}, "a model"),
         ({"bounds": (0.0, 0.1)}, "bounds exclude"),
         ({"X": np.hstack([X, X])}, "shape"),
     ],
@@ -188,15 +190,16 @@ def test_names_must_be_distinct(perceptron):
         evaluate_robustness([perceptron, perceptron], X, LABELS, 0.1)
 
 
-def test_a_model_that_is_never_right(perceptron):
+def test_a_model_that_is_never_right():
     forest = RandomForestClassifier(5, random_state=0).fit(X, np.where(Y, "no", "yes"))
     wrong = forest.predict(X) != LABELS
     table = evaluate_robustness({"a": forest}, X[wrong], LABELS[wrong], 0.1, suite=SHORT)
     assert of(table, "a", "square") == [0.0]
-    wrong = perceptron.predict(X) != LABELS
-    if wrong.any():
-        table = evaluate_robustness(perceptron, X[wrong], LABELS[wrong], 0.1, suite=SHORT)
-        assert of(table, "MLPClassifier", "exact") == [0.0]
+    network = TwoLayerReLU(np.zeros((3, 1)), np.ones((1, 1)), offset=np.array([-1.0]))
+    table = evaluate_robustness({"b": network}, X, np.ones(len(X), int), 0.1, suite=SHORT)
+    assert (
+        of(table, "b", "clean") == of(table, "b", "certified") == of(table, "b", "exact") == [0.0]
+    )
 
 
 def test_pairwise_scores_are_refused():
