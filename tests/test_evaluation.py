@@ -10,10 +10,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from convexrobust import ConvexRobustClassifier, TwoLayerReLU, evaluation
+from convexrobust import ConvexRobustClassifier, TwoLayerReLU
 from convexrobust.certificates import certified_radius, exact_radius
 from convexrobust.conversion import as_network, network_labels
-from convexrobust.evaluation import RobustnessTable, evaluate_robustness
+from convexrobust.evaluation import RobustnessTable, evaluate_robustness, subjects
 from convexrobust.perturbations import LpBall
 
 SHORT = {
@@ -157,7 +157,7 @@ def test_the_table(perceptron):
 
 
 def test_a_contradiction_is_an_error(perceptron, monkeypatch):
-    monkeypatch.setattr(evaluation._Network, "stands", lambda self, *_: False)
+    monkeypatch.setattr(subjects.Network, "stands", lambda self, *_: False)
     with pytest.raises(RuntimeError, match="proven robust"):
         evaluate_robustness(perceptron, X, LABELS, 0.01, suite={"fgsm": {}})
 

@@ -1,0 +1,166 @@
+"""The evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from convexrobust.evaluation.subjects import SUITE, subject_of
+from convexrobust.evaluation.table import Adder, Measurement, RobustnessTable
+from convexrobust.perturbations import LpBall
+
+
+def evaluate_robustness(
+    estimators,
+    X,
+    y,
+    epsilons,
+    *,
+    norm=np.inf,
+    bounds=None,
+    feature_scale=None,
+    suite=None,
+    exact=True,
+    time_limit=10.0,
+    confidence=0.95,
+    random_state=0,
+) -> RobustnessTable:
+    r"""Measure the accuracies of classifiers when every sample may be perturbed.
+
+    Parameters
+    ----------
+    estimators : dict of str to model, or a model
+        Each of these kinds:
+
+        * what `convexrobust.conversion.as_network` reads, also a ``Pipeline`` of scalers and one
+          of these: attacked by its gradients, certified and verified exactly;
+        * another ``torch.nn.Module``, or a fitted estimator with one in ``model_`` (as
+          `convexrobust.deep.AdversarialClassifier`): attacked by its gradients, on the device of
+          its parameters;
+        * another fitted classifier with ``predict`` and ``decision_function`` or
+          ``predict_proba``: attacked without gradients only, so that its "worst attack" says less.
+    X : ndarray of shape (n, d) or, for torch modules, (n, c, h, w)
+        Data in units of the models' input, in which perturbations are measured too.
+    y : ndarray of shape (n,)
+        Labels: of the classifiers' ``classes_``, else those of the modules' or networks' outputs
+        (-1 / +1 for one output, 0 .. C-1 for several).
+    epsilons : float or sequence of float
+        Radii. A sample that is broken at one counts as broken at the larger ones too.
+    norm : {1, 2, inf}
+        Norm of the perturbations.
+    bounds : tuple (lo, hi), optional
+        Legal range of the features.
+    feature_scale : ndarray of shape (d,), optional
+        Radii of the features in units of epsilon; 0 = immutable. All 1 by default.
+    suite : dict of str to dict, optional
+        Options of the attacks, by the names "fgsm", "pgd", "apgd", "square" of
+        `convexrobust.attacks` and "autoattack" of `convexrobust.deep.autoattack`; by default
+        `SUITE`.
+    exact : bool
+        Decide what lies between "certified" and "worst attack" by exact verification.
+    time_limit : float or None
+        Its seconds for each sample.
+    confidence : float
+        Of the intervals.
+    random_state : int
+        Seed of every attack.
+
+    Returns
+    -------
+    RobustnessTable
+
+    Raises
+    ------
+    ValueError
+        For input that does not fit, naming the model where it is one.
+    RuntimeError
+        If an attack breaks a sample that was proven robust, which would be an error of this
+        library.
+    """
+    models = _named(estimators)
+    suite = SUITE if suite is None else suite
+    unknown = set(suite) - {*SUITE, "autoattack"}
+    if unknown:
+        raise ValueError(
+            f"suite names attacks that are not known: {sorted(unknown)}; there are {list(SUITE)} "
+            "and 'autoattack'."
+        )
+    X, y = np.asarray(X), np.asarray(y)
+    if not np.isfinite(X).all():
+        raise ValueError("X must be finite: it holds NaN or infinite values.")
+    radii = sorted(float(radius) for radius in np.atleast_1d(epsilons))
+    if not models or not radii:
+        raise ValueError(f"give a model and a radius: got {len(models)} and {len(radii)}.")
+    if len(X) != len(y) or len(X) == 0:
+        raise ValueError(f"X and y must be of one length > 0, got {len(X)} and {len(y)}.")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence!r}.")
+    scale = 1.0 if feature_scale is None else np.asarray(feature_scale, dtype=np.float64).ravel()
+    rows: list[Measurement] = []
+    for name, model in models.items():
+        subject = subject_of(name, model, X, y)
+        start = time.perf_counter()
+        clean = subject.is_right(subject.X)
+        seconds = time.perf_counter() - start
+        standing = clean.copy()  # what no attack has broken, at this radius or a smaller one
+        for radius in radii:
+            add = Adder(rows, name, radius, confidence)
+            add("clean", clean, seconds)
+            ball = LpBall(norm, radius * scale, bounds)
+            standing = _attacked(subject, ball, suite, random_state, clean, standing, add)
+            _verified(subject, ball, exact, time_limit, clean, standing, add)
+    return RobustnessTable(rows)
+
+
+def _attacked(subject, ball, suite, random_state, clean, standing, add):
+    """Run the attacks, and return which samples stand."""
+    standing, any_run = standing.copy(), False
+    for attack, options in suite.items():
+        begin, stands = time.perf_counter(), None
+        if subject.takes(attack):
+            stands = clean.copy()
+            k = np.flatnonzero(clean)
+            if len(k):
+                stands[k] = subject.stands(attack, options, ball, k, random_state)
+        add(attack, stands, time.perf_counter() - begin)
+        if stands is not None:
+            standing, any_run = standing & stands, True
+    add("worst attack", standing if any_run else None, 0.0)
+    return standing
+
+
+def _verified(subject, ball, exact, time_limit, clean, standing, add):
+    """Certify, decide what is open, and check that nothing proven was broken."""
+    if subject.network is None:
+        add("certified", None, 0.0)
+        return add("exact", None, 0.0) if exact else None
+    start, certified = time.perf_counter(), np.zeros(len(clean), dtype=bool)
+    k = np.flatnonzero(clean)
+    certified[k] = subject.status(k, ball, "interval", None) == "robust"
+    add("certified", certified, time.perf_counter() - start)
+    if exact:
+        start, status = time.perf_counter(), np.where(certified, "robust", "broken").astype("<U7")
+        k = np.flatnonzero(standing & ~certified)
+        status[k] = subject.status(k, ball, "exact", time_limit)
+        undecided = int(np.sum(status == "unknown"))
+        certified = status == "robust"
+        add("exact", certified, time.perf_counter() - start, undecided)
+    if (certified & ~standing).any():
+        k = np.flatnonzero(certified & ~standing)[0]
+        raise RuntimeError(
+            f"sample {k} was proven robust at {ball!r} and broken by an attack: please report this."
+        )
+    return None
+
+
+def _named(estimators):
+    if isinstance(estimators, Mapping):
+        return dict(estimators)
+    if isinstance(estimators, list | tuple):
+        names = [type(model).__name__ for model in estimators]
+        if len(set(names)) < len(names):
+            raise ValueError(f"give a dict of names to models: {names} are not distinct.")
+        return dict(zip(names, estimators, strict=True))
+    return {type(estimators).__name__: estimators}
