@@ -38,6 +38,7 @@ from convexrobust.solvers import (
     WorkingSet,
     default_solver,
 )
+from convexrobust.versions import versions
 
 __version__ = "0.1.0"
 
@@ -73,4 +74,5 @@ __all__ = [
     "regularization_path",
     "required_patterns",
     "sample_patterns",
+    "versions",
 ]
