@@ -1,11 +1,13 @@
 # Everything runs in .venv, which is built on first use:  make demo | test | lint | bench | docs
+# Measured again, in minutes to hours:  make theory | results
 # Another interpreter:  make test PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: install demo test lint ruff format-check imports types bench examples docs clean
+.PHONY: install demo test lint ruff format-check imports types bench theory results examples docs \
+        clean
 
 demo: install
 	$(BIN)/python -m convexrobust demo
@@ -27,11 +29,21 @@ imports: install
 types: install
 	$(BIN)/mypy convexrobust
 
-# Each benchmark once, in the size that only shows that it runs. _*.py are their helpers.
+# Each benchmark once, in the size that only shows that it runs. _*.py are their helpers, and the
+# theory scripts run among the tests.
+BENCHMARKS := $(filter-out benchmarks/theory/%,$(wildcard benchmarks/*/[!_]*.py))
 bench: install
-	@set -e; for script in $(wildcard benchmarks/*/[!_]*.py); do \
+	@set -e; for script in $(BENCHMARKS) benchmarks/theory/report.py; do \
 	  echo "$$script --smoke"; $(BIN)/python "$$script" --smoke; \
 	done
+
+# Every theory script: each claim with its number, verdict and picture, in one report.
+theory: install
+	$(BIN)/python benchmarks/theory/report.py
+
+# The page of results in the docs, from the records in benchmarks/results.
+results: install
+	$(BIN)/python benchmarks/results_page.py
 
 # The docs build runs the examples too and shows their figures.
 examples: install

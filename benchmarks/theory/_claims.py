@@ -74,6 +74,11 @@ def main(study, draw):
     picture(draw, json.loads(text)["curves"], options.out / f"{name}.png")
 
 
+def read(file):
+    """Return the record that a script wrote."""
+    return json.loads(Path(file).read_text())
+
+
 def text_of(record):
     """Return the findings of a record as text."""
     lines = [record["title"], "=" * len(record["title"])]
