@@ -403,6 +403,18 @@ class TestFormulations:
         assert model.patterns_.shape == (10, model.network_.n_neurons)
         assert model.robust_score(X, y, method="exact") >= model.robust_score(X, y)
 
+    def test_exchange_takes_its_options_from_an_exchange(self):
+        rng = np.random.default_rng(1)
+        X = rng.normal(size=(12, 2))
+        y = np.where(X[:, 0] * X[:, 1] > 0, 1, 0)
+        exchange = Exchange(patterns="grow", max_rounds=1, random_state=0)
+        model = ConvexRobustClassifier(0.2, formulation="exchange", solver=exchange)
+        with pytest.warns(ConvergenceWarning, match="round limit"):
+            model.fit(X, y)
+        assert model.solver_ is exchange
+        assert model.n_iter_ == 1
+        assert model.lower_bound_ <= model.objective_
+
     def test_unknown_formulation_is_refused(self, cancer):
         with pytest.raises(ValueError, match="formulation must be one of"):
             ConvexRobustClassifier(formulation="firm").fit(*cancer[:2])

@@ -7,9 +7,9 @@ import json
 import numpy as np
 from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
-COLUMNS = ("clean", "attacked", "exact", "certified")
+COLUMNS = ("clean", "attacked", "exact", "lp", "certified")
 COSTS = ("neurons", "seconds", "seconds_tuned")
-HEADS = (*COLUMNS, "neurons", "s", "s tuned")
+HEADS = ("clean", "attacked", "exact", "LP", "certified", "neurons", "s", "s tuned")
 OURS = "convex soft"
 CONVEX = ("convex standard", "convex hard", "convex soft", "convex exchange", "robust linear SVM")
 CERTIFIED = "certified training"  # the rival that trains on the bound it is measured by
@@ -103,13 +103,13 @@ def summary(groups):
     data, methods, exact = means(groups, "exact")
     if len(data) < 2 or OURS not in methods:
         return []
-    certified, seconds = (means(groups, key)[2] for key in ("certified", "seconds_tuned"))
+    lp, certified, seconds = (means(groups, k)[2] for k in ("lp", "certified", "seconds_tuned"))
     ranks = np.mean([rankdata(-row) for row in exact], axis=0)
     lines = [
         f"Means over {len(data)} data sets ({', '.join(data)}); rank by exact accuracy; "
         f"win / tie / loss: data sets on which {OURS} is more than {TIE:g} point of exact accuracy "
         "better, within it, worse",
-        f"{'method':<20}{'exact':>10}{'certified':>12}{'s tuned':>10}{'rank':>8}"
+        f"{'method':<20}{'exact':>10}{'LP':>10}{'certified':>12}{'s tuned':>10}{'rank':>8}"
         f"{'win/tie/loss':>16}",
     ]
     ours = exact[:, methods.index(OURS)]
@@ -117,7 +117,8 @@ def summary(groups):
         ahead = ours - exact[:, k]
         score = f"{np.sum(ahead > TIE)}/{np.sum(abs(ahead) <= TIE)}/{np.sum(ahead < -TIE)}"
         lines.append(
-            f"{methods[k]:<20}{exact[:, k].mean():>10.1f}{certified[:, k].mean():>12.1f}"
+            f"{methods[k]:<20}{exact[:, k].mean():>10.1f}{lp[:, k].mean():>10.1f}"
+            f"{certified[:, k].mean():>12.1f}"
             f"{seconds[:, k].mean():>10.1f}{ranks[k]:>8.2f}"
             + f"{'' if methods[k] == OURS else score:>16}"
         )

@@ -9,11 +9,11 @@ else is as the package has it by default. Gradient descent has networks of 64 ne
 
 Columns: test accuracy in %, as it is; under the worst of FGSM, PGD (50 steps, 10 restarts) and
 APGD for each point; exact (decided by branch and bound, two seconds a point; what stays open
-counts as broken, and is shown in brackets where there is any); certified by the interval bound;
-neurons; CPU seconds of one training, and of all of them with the tuning. For the regression: the
-root of the mean squared worst-case error in units of the target's standard deviation, where
-"attacked" is a lower bound of "exact" and "certified" an upper one. Means and standard errors over
-the seeds.
+counts as broken, and is shown in brackets where there is any); proven by the linear relaxation of
+the network (LP), and by the interval bound (certified); neurons; CPU seconds of one training, and
+of all of them with the tuning. For the regression: the root of the mean squared worst-case error in
+units of the target's standard deviation, where "attacked" is a lower bound of "exact", and "LP" and
+"certified" are upper ones. Means and standard errors over the seeds.
 
 Every run becomes a line of RESULTS/<data>.jsonl at once; what is there is not run again, so that
 an interrupted suite goes on. A run that fails is recorded, and `--retry` tries it again. Data whose
@@ -40,7 +40,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, StratifiedKFold
 
 import convexrobust
-from convexrobust import ConvexRobustClassifier, ConvexRobustRegressor, attacks
+from convexrobust import ConvexRobustClassifier, ConvexRobustRegressor, attacks, certify
 from convexrobust.certificates import output_interval
 from convexrobust.deep import AdversarialClassifier, AdversarialRegressor
 from convexrobust.demo import Data, robust_linear_svm
@@ -168,10 +168,12 @@ def accuracies(network, data, ball):
     )
     found = {row.measure: 100.0 * row.accuracy for row in table.rows}
     undecided = sum(row.undecided for row in table.rows if row.measure == "exact")
+    lp = certify(network, data.X_test, labels(network, data.y_test), ball, "lp")
     return {
         "clean": found["clean"],
         "attacked": found["worst attack"],
         "exact": found["exact"],
+        "lp": 100.0 * np.mean(lp.status == "robust"),
         "certified": found["certified"],
         "undecided": 100.0 * undecided / len(data.y_test),
     }
@@ -192,6 +194,7 @@ def residuals(network, data, ball):
         "clean": root_mean_square(objective(X)[0]),
         "attacked": root_mean_square(found),
         "exact": root_mean_square(worst["exact"]),
+        "lp": root_mean_square(worst["lp"]),
         "certified": root_mean_square(worst["interval"]),
         "undecided": 0.0,  # what is not decided in time is counted at its bound
     }

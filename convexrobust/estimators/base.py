@@ -119,7 +119,9 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
         start = None
         if warm:
             programs, start = self._warm(programs)
-        if self.formulation == "exchange":
+        if self.formulation == "exchange" and isinstance(self.solver, Exchange):
+            self.solver_ = self.solver
+        elif self.formulation == "exchange":
             inner = "exact" if len(programs[0].X) <= _EXACT_ROWS else "attack"
             self.solver_ = Exchange(
                 solver=self.solver, inner=inner, patterns="grow", random_state=self._seed()

@@ -52,7 +52,8 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
         Activation patterns to sample. By default they are generated, see ``solver``, or sampled
         where that is not so: 4 to 50, fewer for more features and classes.
     solver : Solver, optional
-        Solves the convex programs, under "exchange" those on the copies. By default
+        Solves the convex programs, under "exchange" those on the copies (or is itself a
+        `convexrobust.Exchange`, with a time limit for instance). By default
         `convexrobust.default_solver` chooses one for the size; with the soft formulation, and
         neither ``n_patterns`` nor ``patterns``, a `convexrobust.WorkingSet` around it generates
         the patterns.

@@ -41,8 +41,8 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
         Activation patterns to sample. By default they are generated, see ``solver``, or sampled
         where that is not so: 4 to 50, fewer for more features.
     solver : Solver, optional
-        By default `convexrobust.default_solver` chooses one for the size; with the soft
-        formulation, and neither ``n_patterns`` nor ``patterns``, a `convexrobust.WorkingSet` around
+        As in `ConvexRobustClassifier`. By default `convexrobust.default_solver` chooses one for the
+        size; with the soft formulation, and neither ``n_patterns`` nor ``patterns``, a `convexrobust.WorkingSet` around
         it generates the patterns.
     bounds : tuple (lo, hi), optional
         Legal range of the features.
