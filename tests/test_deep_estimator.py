@@ -16,9 +16,22 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 torch = pytest.importorskip("torch")
 
 from convexrobust import ConvexRobustClassifier, LpBall, TwoLayerReLU, deep
-from convexrobust.deep.catalogue import METHODS, NETWORKS, create_method, create_network
+from convexrobust.deep.catalogue import (
+    METHODS,
+    NETWORKS,
+    REGRESSION_METHODS,
+    create_method,
+    create_network,
+)
 from convexrobust.deep.estimator import AdversarialClassifier, AdversarialRegressor
-from convexrobust.deep.least_squares import LeastSquares, largest_residuals, rescaled
+from convexrobust.deep.least_squares import (
+    LeastSquares,
+    SquaredDale,
+    SquaredPairing,
+    SquaredTrades,
+    largest_residuals,
+    rescaled,
+)
 from convexrobust.deep.methods import Trades
 from convexrobust.evaluation import evaluate_robustness
 
@@ -41,6 +54,13 @@ def fitted(cancer):
 def diabetes():
     X, y = load_diabetes(return_X_y=True)
     return scale(X[:120, :4]), y[:120]
+
+
+@pytest.fixture(scope="module")
+def undefended(diabetes):
+    """Return the robust score of plain training on the diabetes data."""
+    X, y = diabetes
+    return AdversarialRegressor(0.3, method="standard", **QUICK).fit(X, y).robust_score(X, y)
 
 
 @parametrize_with_checks(
@@ -178,6 +198,36 @@ class TestRegressor:
         assert scores[-1] < model.score(X, y)
         assert model.robust_score(X, y, epsilon=0.0) == pytest.approx(model.score(X, y))
 
+    @pytest.mark.parametrize("method", sorted(REGRESSION_METHODS.keys() - {"standard"}))
+    def test_the_worst_squared_error_falls(self, method, diabetes, undefended):
+        """At epsilon 0.3 of a standard deviation; a larger score is a smaller squared error."""
+        X, y = diabetes
+        model = AdversarialRegressor(0.3, method=method, **QUICK).fit(X, y)
+        assert model.score(X, y) > 0.1
+        assert model.robust_score(X, y) > undefended
+        assert {"loss", "epoch", "seconds"} <= set(model.history_.epochs[0])
+        assert "accuracy" not in model.history_.epochs[0]
+
+    def test_a_method_with_options(self, diabetes):
+        X, y = diabetes
+        method = partial(SquaredTrades, weight=0.0)
+        free = AdversarialRegressor(0.3, method=method, **QUICK).fit(X, y)
+        plain = AdversarialRegressor(0.3, method="standard", **QUICK).fit(X, y)
+        np.testing.assert_allclose(free.predict(X), plain.predict(X), rtol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("method", "message"),
+        [
+            ("mart", "got 'mart' .it needs the probabilities of classes; 'trades'"),
+            ("certified", "got 'certified' .it bounds margins.*ConvexRobustRegressor"),
+            ("ibp", "got 'ibp' .it bounds margins"),
+            (Trades, "Trades is one of classification, for regression give one of"),
+        ],
+    )
+    def test_methods_of_classes_are_refused(self, method, message, diabetes):
+        with pytest.raises(ValueError, match=message):
+            AdversarialRegressor(method=method, **QUICK).fit(*diabetes)
+
     def test_targets_in_other_units_give_the_same_network(self, diabetes):
         """f -> s f scales the loss by s^2 and, on balanced neurons, the weight decay by s."""
         X, y = diabetes
@@ -268,10 +318,59 @@ class TestLeastSquares:
         assert (found <= worst + 1e-9).all()  # the corners of the box are on the grid
         assert (found >= worst - 1e-3).float().mean() > 0.9
 
+    def test_distances_and_logarithms_of_losses(self):
+        ball, y = LpBall(2, 0.1), torch.tensor([1.0, 2.0])
+        clean, attacked = torch.tensor([[1.0], [5.0]]), torch.tensor([[3.0], [4.0]])
+        for method in (SquaredTrades(ball), SquaredPairing(ball)):
+            assert method.distances(clean, attacked, y).tolist() == [2.0, 0.5]
+        outputs = clean.clone().requires_grad_()
+        logarithms = SquaredDale(ball).log_losses(outputs, y)
+        assert torch.isfinite(logarithms).all()
+        assert logarithms[1].item() == pytest.approx(np.log(4.5))
+        (gradient,) = torch.autograd.grad(logarithms.sum(), outputs)
+        assert gradient[:, 0].tolist() == pytest.approx([0.0, 2.0 / 3.0])
+
     def test_several_outputs_are_refused(self):
         model = torch.nn.Linear(2, 3)
         with pytest.raises(ValueError, match="regression has one output"):
             LeastSquares(LpBall(2, 0.1)).points(model, torch.zeros(4, 2), torch.zeros(4))
+
+
+class TestSampleWeight:
+    @pytest.mark.parametrize("estimator", [AdversarialClassifier, AdversarialRegressor])
+    @pytest.mark.parametrize("method", ["pgd", "ssds"])
+    def test_equal_weights_are_none_and_rows_of_weight_0_are_not_there(self, estimator, method):
+        X, y = load_iris(return_X_y=True)
+        X, kept = scale(X), np.arange(150) % 4 > 0
+        options = QUICK | {"n_epochs": 3, "batch_size": 32, "method": method}
+
+        def outputs(X_train, y_train, weight=None):
+            model = estimator(0.2, **options).fit(X_train, y_train, sample_weight=weight)
+            return model._outputs(X)
+
+        plain = outputs(X, y)
+        np.testing.assert_array_equal(outputs(X, y, np.full(150, 0.3)), plain)
+        np.testing.assert_array_equal(outputs(X, y, 0.3 * kept), outputs(X[kept], y[kept]))
+        assert not np.allclose(outputs(X, y, 1.0 + y), plain)
+
+    def test_heavy_samples_are_fitted(self):
+        X = np.tile([[-1.0], [1.0]], (20, 1))
+        y = np.repeat([0.0, 1.0], 20)  # contradictory targets at either point
+        weight = np.where(y == 1.0, 3.0, 1.0)
+        model = AdversarialRegressor(0.0, beta=0.0, **QUICK | {"n_epochs": 200})
+        fitted = model.fit(X, y, sample_weight=weight).predict(X)
+        np.testing.assert_allclose(fitted, 0.75, atol=1e-2)
+        classes = AdversarialClassifier(0.0, beta=0.0, **QUICK | {"n_epochs": 200})
+        classes.fit(X, y, sample_weight=weight)
+        np.testing.assert_allclose(classes.predict_proba(X)[:, 1], 0.75, atol=1e-2)
+
+    def test_a_class_without_weight_is_not_there(self, cancer):
+        X, y, *_ = cancer
+        with pytest.raises(ValueError, match="two classes with positive weight"):
+            AdversarialClassifier().fit(X, y, sample_weight=(y == "benign").astype(float))
+        three = np.where(np.arange(len(y)) < 5, "unknown", y)
+        model = AdversarialClassifier(**QUICK).fit(X, three, sample_weight=three != "unknown")
+        assert list(model.classes_) == ["benign", "malignant"]
 
 
 class TestExchangeable:

@@ -18,7 +18,10 @@ from sklearn.datasets import load_breast_cancer, make_blobs
 from convexrobust.attacks import pgd, worst_margin_objective
 from convexrobust.deep import attacks, methods, train_two_layer
 from convexrobust.deep.attacks import pgd as deep_pgd
+from convexrobust.deep.augmentation import Augmented
+from convexrobust.deep.catalogue import METHODS, create_method
 from convexrobust.deep.methods import Attacked, Free, GradAlign, Standard, Trades, WeightPerturbed
+from convexrobust.deep.methods.gradalign import misalignment
 from convexrobust.deep.model_loss import autograd_objective
 from convexrobust.deep.networks import two_layer
 from convexrobust.deep.training import collapsed, learning_rate_factor, train
@@ -354,6 +357,61 @@ def test_seeds_decide_and_the_generators_are_given_back():
     assert not states_equal(models[0], models[2])
 
 
+def several_starts(model, x, y, ball, mode="eval"):
+    """Attack as a function of a user does, without a seed."""
+    return attacks.pgd(model, x, y, ball, n_steps=1, n_restarts=2, mode=mode)
+
+
+UNSEEDED = {
+    "pgd": partial(attacks.pgd, n_steps=2, n_restarts=3),
+    "apgd": partial(attacks.apgd, n_steps=3, n_restarts=2),
+    "square": partial(attacks.square, n_queries=5),
+    "several": lambda model, x, y, ball, mode="eval": attacks.worst_case(
+        model, x, y, ball, attacks=[several_starts, UNSEEDED["square"]], mode=mode
+    ),
+}
+
+
+def recording(attack, seen, n_calls=99):
+    """Return an attack that notes its points, and ends the run at the n-th call."""
+    end = interrupting(n_calls)
+
+    def recorded(model, x, y, ball):
+        seen.append(attack(model, x, y, ball))
+        return end(model, seen[-1], y, ball)
+
+    return recorded
+
+
+@pytest.mark.parametrize("name", UNSEEDED)
+def test_attacks_without_a_seed_are_those_of_the_training(name, tmp_path):
+    models, points = [noisy_model(0) for _ in range(3)], [[], [], []]
+    path, options = tmp_path / "run.pt", {"n_epochs": 3, "validation": blobs(seed=1)}
+
+    def trained(k, n_calls=99, **more):
+        attack = recording(UNSEEDED[name], points[k], n_calls)
+        run(models[k], Attacked(BALL, UNSEEDED[name]), attack=attack, **options, **more)
+
+    trained(0)
+    trained(1)
+    with pytest.raises(InterruptionError):
+        trained(2, n_calls=2, checkpoint=path)
+    del points[2][1:]  # what the interruption lost
+    trained(2, checkpoint=path)
+    for model, found in zip(models[1:], points[1:], strict=True):
+        assert states_equal(models[0], model)
+        assert all(torch.equal(*pair) for pair in zip(points[0], found, strict=True))
+
+
+@pytest.mark.parametrize("method", [methods.Dale, methods.FastBat])
+def test_noise_without_a_seed_is_that_of_the_training(method):
+    models = [noisy_model(0) for _ in range(3)]
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        run(model, method(BALL, random_state=None), random_state=seed, n_epochs=1)
+    assert states_equal(models[0], models[1])
+    assert not states_equal(models[0], models[2])
+
+
 def test_one_plain_epoch_is_gradient_descent_by_hand():
     X, y = separable()
     model = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
@@ -398,6 +456,19 @@ def test_batches_hold_every_row_once_and_pace_is_as_asked():
         0.05 * (1.0 + np.cos(np.pi * done)) / 2.0
     )
     assert [seen[4] for seen in method.seen] == pytest.approx(0.2 * np.minimum(1.0, 2.0 * done))
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "sizes"),
+    [(41, 20, [20, 21]), (42, 20, [20, 20, 2]), (21, 20, [21]), (3, 1, [1, 1, 1]), (1, 20, [1])],
+)
+def test_a_single_row_that_is_left_joins_the_batch_before(n, batch_size, sizes):
+    method = Watching()
+    X, y = blobs(n)
+    model = noisy_model() if batch_size > 1 and n > 1 else two_layer(2, 4, 3)
+    train(model, method, X, y, n_epochs=1, batch_size=batch_size)
+    assert [len(rows) for _, _, rows, *_ in method.seen] == sizes
+    assert sorted(torch.cat([rows for _, _, rows, *_ in method.seen]).tolist()) == list(range(n))
 
 
 @pytest.mark.parametrize(
@@ -452,6 +523,98 @@ def test_training_on_a_gpu_comes_to_what_the_cpu_comes_to(precision, tmp_path):
         again = run(model, Attacked.pgd(BALL), precision=precision, checkpoint=path, **options)
         assert again.epochs == history.epochs
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+# ------------------------------------------------------------------ train: weights of samples
+
+NOISY = {"fast", "n-fgsm", "gradalign", "trades", "trades-awp", "dale", "fast-bat"}
+
+
+def full_batch(name, X, y, **options):
+    """Return a model that a method has trained on all rows at once, without noise."""
+    torch.manual_seed(0)
+    model, ball = two_layer(2, 4, 3).double(), LpBall(np.inf, 0.0 if name in NOISY else 0.1)
+    options |= {"n_epochs": 1 if name == "free" else 2, "batch_size": 999, "schedule": None}
+    method = create_method(name, ball, n_rows=len(X))
+    train(model, method, X, y, optimizer=torch.optim.SGD, learning_rate=0.2, **options)
+    return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_weight_is_a_repetition(name):
+    X, y = blobs(12)
+    times = np.arange(12) % 4
+    weighted = full_batch(name, X, y, sample_weight=0.7 * times)
+    repeated = full_batch(name, np.repeat(X, times, axis=0), np.repeat(y, times))
+    torch.testing.assert_close(weighted, repeated, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(weighted, full_batch(name, X, y), rtol=1e-4)
+
+
+def test_robust_terms_are_weighed():
+    torch.manual_seed(0)
+    model, x, y = two_layer(2, 4, 3).double(), torch.randn(3, 2).double(), torch.arange(3)
+    rows, weights = torch.tensor([0, 1, 1, 1]), torch.tensor([0.75, 2.25, 0.0])
+    points, method = x + 0.1, Trades(BALL)
+    expected = method.loss(model, x[rows], points[rows], y[rows])
+    method.sample_weights = weights
+    loss, figures = method.loss(model, x, points, y)
+    assert loss.item() == pytest.approx(expected[0].item())
+    assert figures["divergence"] == pytest.approx(expected[1]["divergence"])
+    gradients = torch.randn(2, 3, 2)
+    expected = misalignment(*gradients[:, rows]).item()
+    assert misalignment(*gradients, weights).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["free", "ssds", "trades", "dale"])
+def test_equal_weights_are_none_and_rows_of_weight_0_are_not_there(name):
+    X, y = blobs(30)
+    kept, models = np.arange(30) % 3 > 0, [noisy_model(0) for _ in range(4)]
+    data = [(X, y, None), (X, y, np.full(30, 0.1)), (X[kept], y[kept], None), (X, y, 0.1 * kept)]
+    for model, (points, labels, weight) in zip(models, data, strict=True):
+        n_rows = len(points) if weight is None else np.count_nonzero(weight)
+        method = create_method(name, BALL, n_rows=n_rows)
+        train(model, method, points, labels, sample_weight=weight, n_epochs=2, batch_size=8)
+    assert states_equal(models[0], models[1])
+    assert states_equal(models[2], models[3])
+    assert not states_equal(models[0], models[2])
+
+
+def test_a_method_is_given_back_without_weights_and_wrappers_pass_them_on():
+    inner = Standard()
+    for method in (inner, Augmented(inner), WeightPerturbed(inner)):
+        method.sample_weights = torch.ones(3)
+        assert torch.equal(inner.sample_weights, torch.ones(3))
+        run(two_layer(2, 4, 3), inner, sample_weight=np.arange(1.0, 49.0), n_epochs=1)
+        assert method.sample_weights is None
+
+
+class Bare:
+    """A method that knows no weights."""
+
+    ball = None
+    step = Standard().step
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("Bare cannot weigh samples", {"method": Bare()}),
+        ("Bare cannot weigh samples", {"method": Augmented(Bare())}),
+        ("48 finite numbers of at least 0", {"sample_weight": np.ones(3)}),
+        ("48 finite numbers of at least 0", {"sample_weight": -np.ones(48)}),
+        ("48 finite numbers of at least 0", {"sample_weight": np.full(48, np.nan)}),
+        ("at least one row", {"sample_weight": np.zeros(48)}),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(message, options):
+    with pytest.raises(ValueError, match=message):
+        run(two_layer(2, 4, 3), **{"method": Standard(), "sample_weight": np.ones(48)} | options)
 
 
 # ------------------------------------------------------------------ train: validation
@@ -577,6 +740,7 @@ def test_the_log_holds_the_history(suffix, tmp_path, capsys):
         ("learning_rate was 0.05 and is 0.1", {"learning_rate": 0.1}),
         ("n_epochs was 4 and is 5", {"n_epochs": 5}),
         ("random_state was", {"random_state": 1}),
+        ("sample_weight was", {"sample_weight": np.arange(1, 49)}),
         (r"optimizer was \['SGD'", {"optimizer": torch.optim.Adam}),
         ("validation was None", {"validation": blobs()}),
         ("another model", {"model": two_layer(2, 5, 3)}),
@@ -700,6 +864,91 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
         for name, weight in weights.items():
             assert torch.allclose(weight, one[name], rtol=1e-10)
             assert torch.equal(weight, both[0][1][name])
+
+
+RESUMING = """
+import sys
+import numpy as np
+import torch
+from convexrobust.deep.catalogue import create_method
+from convexrobust.deep.networks import two_layer
+from convexrobust.deep.training import train
+from convexrobust.perturbations import LpBall
+
+torch.set_num_threads(1)
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+)
+rng = np.random.default_rng(0)
+X, y = rng.normal(size=(41, 3)), rng.integers(3, size=41)
+
+class Interruption(Exception):
+    pass
+
+def interrupting(n_calls):
+    def attack(model, x, y, ball):
+        nonlocal n_calls
+        n_calls -= 1
+        if n_calls == 0:
+            raise Interruption
+        return x
+    return attack
+
+def trained(name, n_calls, checkpoint):
+    torch.manual_seed(0)
+    model = two_layer(3, 8, 3).double()
+    method = create_method(name, LpBall(np.inf, 0.3), n_rows=len(X))
+    options = {"batch_size": 20, "validation": (X, y), "sample_weight": 1.0 + (y == 1)}
+    try:
+        train(model, method, X, y, n_epochs=4, attack=interrupting(n_calls),
+              checkpoint=checkpoint, **options)
+    except Interruption:
+        pass
+    return model.state_dict()
+
+for name in ("dale", "ssds", "free"):
+    whole, path = trained(name, 9, None), f"{folder}/{name}.pt"
+    trained(name, 3, path)
+    torch.distributed.barrier()
+    if rank == 0:
+        torch.save(torch.load(path), f"{folder}/early_{name}.pt")
+    resumed = trained(name, 9, path)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
+try:
+    trained("dale", 9, f"{folder}/other.pt" if rank == 0 else None)
+    raise AssertionError("another checkpoint in the other process was taken")
+except ValueError as error:
+    assert "checkpoint must be the same in all processes" in str(error)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly_and_one_does_not(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RESUMING, str(rank), str(tmp_path)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for rank in (0, 1)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    states = torch.load(tmp_path / "early_ssds.pt")["methods"]
+    assert not torch.equal(states[0]["perturbations"], states[1]["perturbations"])
+
+
+@pytest.mark.parametrize("name", ["standard", "dale"])
+def test_what_each_process_remembers_needs_as_many_processes(name, tmp_path):
+    path = tmp_path / "run.pt"
+    method = create_method(name, BALL, n_rows=48)
+    run(two_layer(2, 4, 3), method, checkpoint=path)
+    state = torch.load(path)
+    torch.save(state | {"methods": 2 * state["methods"]}, path)
+    if name == "standard":
+        assert len(run(two_layer(2, 4, 3), method, checkpoint=path).epochs) == 4
+        return
+    with pytest.raises(ValueError, match=r"written by 2 process.*Dale remembers.*Resume with 2"):
+        run(two_layer(2, 4, 3), method, checkpoint=path)
 
 
 def test_processes_that_do_not_know_each_other_are_an_error(monkeypatch):

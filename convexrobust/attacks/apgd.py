@@ -88,7 +88,7 @@ class _Climb:
         self.points, self.previous = start, start
         self.loss, self.gradient = evaluated(loss_and_gradient, start)
         self.best = Best(self.xp, start, self.loss)
-        self.best_gradient = 1.0 * self.gradient
+        self.best_gradient = self.gradient
         # The gradient is already as long as the diameter, the steepest step half as long.
         self.length = 0.0 * self.loss + (1.0 if along_gradient else 2.0)
         self.n_rises, self.loss_at_checkpoint = 0.0 * self.loss, self.loss
@@ -115,8 +115,8 @@ class _Climb:
         self.previous, self.points = self.points, points
         self.n_rises = self.n_rises + (loss > self.loss)
         self.loss = loss
-        better = self.best.meet(points, loss)
-        self.best_gradient[better] = self.gradient[better]
+        better = self.best.meet(points, loss)[:, None]
+        self.best_gradient = self.xp.where(better, self.gradient, self.best_gradient)
 
     def _halve_where_stuck(self, n_steps):
         """Halve the steps of rows that gained little in the last n_steps, and go back to the best.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexrobust.attacks.region import Best, Region, check_counts, evaluated
+from convexrobust.attacks.region import Best, Region, check_counts, evaluated, losses_at
 from convexrobust.backends import numpy as numpy_backend
 
 
@@ -82,7 +82,8 @@ def pgd(
     ball : LpBall
         The threat model.
     n_steps : int
-        The number of steps T of each restart, at least 1. Costs T + 1 gradients.
+        The number of steps T of each restart, at least 1. Costs T gradients, and the losses
+        of one point more.
     step : float
         Length of the first step, as a fraction of the ball. 1 makes the first point that of `fgsm`.
     momentum : float
@@ -142,17 +143,18 @@ def pgd(
 
 def _climb(loss_and_gradient, region, points, direction, lengths, momentum, best):
     """Return the best of ``best`` and the points met on the way up."""
-    loss, gradient = evaluated(loss_and_gradient, points)
-    best = best or Best(region.xp, region.X, loss)
-    best.meet(points, loss)
     ascent = None
     for length in lengths:
+        loss, gradient = evaluated(loss_and_gradient, points)
+        if best is None:
+            best = Best(region.xp, points, loss)
+        else:
+            best.meet(points, loss)
         ascent = _with_momentum(region.xp, gradient, ascent, momentum)
         step = direction(points, ascent, float(length))
         step += points
         points = region.moved(step)
-        loss, gradient = evaluated(loss_and_gradient, points)
-        best.meet(points, loss)
+    best.meet(points, losses_at(loss_and_gradient, points))
     return best
 
 

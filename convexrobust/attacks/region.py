@@ -39,16 +39,27 @@ class Region:
         # One column if the radius is common, so that it costs no pass over the data.
         self.common = self.all_free and np.ndim(ball.epsilon) == 0
         self.epsilon = xp.constant(epsilons[None, : 1 if self.common else None], X)
+        self.radius = ball.epsilon if self.common else self.epsilon  # to multiply by
         self.free = self.epsilon > 0.0
-        self.unit = xp.where(self.free, self.epsilon, 1.0 + self.epsilon)  # to divide by
+        self.unit = self.epsilon  # to divide by
+        if not self.all_free:
+            self.unit = xp.where(self.free, self.epsilon, 1.0 + self.epsilon)
         self.lo, self.hi = (xp.constant(end[None, :], X) for end in ball.feature_range(X.shape[1]))
         if not self._within_bounds(X):
             raise ValueError(
                 "bounds exclude the data: a row of X is outside them, or not a number."
             )
         if ball.p == np.inf:
-            self.low = xp.where(self.free, xp.maximum(X - self.epsilon, self.lo), X)
-            self.high = xp.where(self.free, xp.minimum(X + self.epsilon, self.hi), X)
+            self.low, self.high = self._box()
+
+    def _box(self):
+        """Return the ends of the box that an l-inf ball is, cut by the bounds."""
+        low, high = self.X - self.epsilon, self.X + self.epsilon
+        if self.ball.bounds is not None:
+            low, high = self.xp.maximum(low, self.lo), self.xp.minimum(high, self.hi)
+        if self.all_free:
+            return low, high
+        return tuple(self.xp.where(self.free, end, self.X) for end in (low, high))
 
     def moved(self, points):
         """Return points (n, d) put back into the ball, then into the bounds.
@@ -87,7 +98,9 @@ class Region:
         ``length`` is in units of the ball, a number or one for each row (n, 1).
         """
         if self.ball.p == np.inf:  # every feature moves on its own, and `moved` stops it
-            return length * self.epsilon * self.xp.sign(gradient)
+            step = self.xp.sign(gradient)
+            step *= length * self.radius
+            return step
         if self.ball.p == 2:
             return self._along(self._inward(points, gradient), length)
         if self.ball.bounds is None:
@@ -134,8 +147,12 @@ class Region:
         xp, X = self.xp, self.X
         distance = xp.abs(points - X)
         scaled = xp.pos(distance - _rounding(xp, points)) / self.unit
-        norms = xp.norm(xp.where(self.free, scaled, 0.0 * scaled), self.ball.p, axis=1)
-        inside = (norms <= 1.0 + _SLACK).all() and (self.free | (distance <= 0.0)).all()
+        inside = self.all_free or (self.free | (distance <= 0.0)).all()
+        if not self.all_free:
+            scaled = xp.where(self.free, scaled, 0.0 * scaled)
+        # In l-inf the largest entry is the norm, so that each is compared on its own.
+        lengths = scaled if self.ball.p == np.inf else xp.norm(scaled, self.ball.p, axis=1)
+        inside = inside and (lengths <= 1.0 + _SLACK).all()
         if not (inside and self._within_bounds(points)):
             raise RuntimeError(
                 f"an attacked point left the ball or the bounds of {self.ball!r}; "
@@ -144,8 +161,11 @@ class Region:
         return points
 
     def _within_bounds(self, points):
+        nearest = points.clip(self.lo, self.hi)
+        if bool((points == nearest).all()):  # as nearly always, and not if one is no number
+            return True
         slack = 1e-9 + _rounding(self.xp, points)  # as `LpBall.check_inside`
-        return bool(((points >= self.lo - slack) & (points <= self.hi + slack)).all())
+        return bool((self.xp.abs(points - nearest) <= slack).all())
 
 
 def _into_cross_polytope(xp, A):
@@ -181,6 +201,20 @@ def evaluated(loss_and_gradient, X):
     return loss, gradient
 
 
+def losses_at(loss, X):
+    """Return the losses alone (n,), or say what is wrong.
+
+    ``loss`` may return gradients too, which are ignored; if it has an attribute ``losses``, a
+    function that spares them, that is called instead.
+    """
+    values = getattr(loss, "losses", loss)(X)
+    values = values[0] if isinstance(values, tuple) else values
+    if tuple(values.shape) != (len(X),):
+        raise ValueError(f"loss must return shape ({len(X)},), got {tuple(values.shape)}.")
+    check_finite(values.sum())
+    return values
+
+
 def check_finite(total):
     """Raise FloatingPointError unless a sum of losses and gradients is finite, as all then are."""
     if not np.isfinite(float(total)):
@@ -198,13 +232,14 @@ class Best:
     """The points with the largest loss met so far, each row its own."""
 
     def __init__(self, xp, points, loss):
-        self.xp, self.points, self.loss = xp, 1.0 * points, loss
+        self.xp, self.points, self.loss = xp, points, loss
 
     def meet(self, points, loss):
         """Take the rows of points whose loss is larger, and return which they are (n,)."""
         better = loss > self.loss
-        self.points[better] = points[better]
-        self.loss = self.xp.maximum(self.loss, loss)
+        # No assignment to a mask: on a GPU that would wait for the mask to be counted.
+        self.points = self.xp.where(better[:, None], points, self.points)
+        self.loss = self.xp.where(better, loss, self.loss)
         return better
 
 

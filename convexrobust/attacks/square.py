@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexrobust.attacks.region import Best, Region, check_counts, check_finite
+from convexrobust.attacks.region import Best, Region, check_counts, losses_at
 from convexrobust.backends import numpy as numpy_backend
 
 # The share of the features that change at once is halved after these shares of the queries.
@@ -83,14 +83,14 @@ def square(
         return region.checked(region.moved(region.X))
     parts = _Subsets(region, rng) if shape is None else _Squares(region, rng, shape)
     points = region.moved(region.X + region.epsilon * _long(region, parts.everywhere()))
-    best = Best(xp, points, _losses(loss, points))
+    best = Best(xp, points, losses_at(loss, points))
     for t in range(1, n_queries):
         now = share / 2.0 ** np.count_nonzero(t >= _HALVINGS * n_queries)
         change = _corners if ball.p == np.inf else _moved_length
         scaled = change(region, (best.points - region.X) / region.unit, *parts.draw(now))
         points = region.moved(region.X + region.epsilon * scaled)
-        best.meet(points, _losses(loss, points))
-    best.meet(region.X, _losses(loss, region.X))
+        best.meet(points, losses_at(loss, points))
+    best.meet(region.X, losses_at(loss, region.X))
     return region.checked(best.points)
 
 
@@ -204,12 +204,3 @@ class _Squares:
         rows = np.broadcast_to(images, (self.n, *self.shape)).reshape(self.n, -1)
         rows = rows * (self.region.ball.epsilons(rows.shape[1]) > 0.0)
         return self.region.xp.constant(rows, self.region.X)
-
-
-def _losses(loss, X):
-    values = loss(X)
-    values = values[0] if isinstance(values, tuple) else values
-    if tuple(values.shape) != (len(X),):
-        raise ValueError(f"loss must return shape ({len(X)},), got {tuple(values.shape)}.")
-    check_finite(values.sum())
-    return values

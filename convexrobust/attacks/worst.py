@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convexrobust.attacks.region import Best, Region, evaluated
+from convexrobust.attacks.region import Best, Region, losses_at
 from convexrobust.backends import numpy as numpy_backend
 
 
@@ -38,8 +38,8 @@ def worst_of(loss_and_gradient, X, ball, attacks, *, xp=numpy_backend):
         As in the attacks.
     """
     region = Region(xp, X, ball)
-    best = Best(xp, region.X, evaluated(loss_and_gradient, region.X)[0])
+    best = Best(xp, region.X, losses_at(loss_and_gradient, region.X))
     for attack in attacks:
         points = region.checked(attack(loss_and_gradient, region.X, ball, xp=xp))
-        best.meet(points, evaluated(loss_and_gradient, points)[0])
+        best.meet(points, losses_at(loss_and_gradient, points))
     return region.checked(best.points)

@@ -92,7 +92,8 @@ def pgd(
         k likeliest classes but the label, one attack each; of their results the one with the
         largest ``loss`` counts (C - 1 or more: all classes).
     n_steps, step, momentum, n_restarts, random_state
-        As in `convexrobust.attacks.pgd`. A generator goes on from batch to batch.
+        As in `convexrobust.attacks.pgd`. A generator goes on from batch to batch; without a seed,
+        here and in the attacks below, torch's generator decides.
     mode : {"eval", "train", None}
         The mode the model is attacked in, None for the one it is in. In "train" batch
         normalisation makes the rows of a batch depend on each other.
@@ -120,7 +121,7 @@ def pgd(
         step=step,
         momentum=momentum,
         n_restarts=n_restarts,
-        random_state=np.random.default_rng(random_state),
+        random_state=_generator(random_state, is_used=n_restarts != 1),
     )
     return _attacked(attack, model, x, y, ball, loss, targets, mode, batch_size)
 
@@ -158,7 +159,7 @@ def apgd(
         methods.apgd,
         n_steps=n_steps,
         n_restarts=n_restarts,
-        random_state=np.random.default_rng(random_state),
+        random_state=_generator(random_state, is_used=n_restarts != 1),
     )
     return _attacked(attack, model, x, y, ball, loss, targets, mode, batch_size)
 
@@ -194,7 +195,7 @@ def square(
     options = {
         "n_queries": n_queries,
         "share": share,
-        "random_state": np.random.default_rng(random_state),
+        "random_state": _generator(random_state),
     }
 
     def attack(objective, X, ball):
@@ -262,7 +263,7 @@ def standard_attacks(*, mode="eval", batch_size=None, random_state=0):
     options = {
         "mode": mode,
         "batch_size": batch_size,
-        "random_state": np.random.default_rng(random_state),
+        "random_state": _generator(random_state),
     }
     return [
         partial(apgd, loss="cross-entropy", n_restarts=2, **options),
@@ -273,6 +274,16 @@ def standard_attacks(*, mode="eval", batch_size=None, random_state=0):
 
 
 # ------------------------------------------------------------------ one attack on batches
+
+
+def _generator(random_state, *, is_used=True):
+    """Return NumPy's generator; without a seed, one that torch's generator seeds if it is used.
+
+    A training seeds torch for every epoch, and so decides what the attacks in it draw.
+    """
+    if random_state is None and is_used:
+        random_state = int(torch.randint(2**62, ()))
+    return np.random.default_rng(random_state)
 
 
 def _on_gradients(method, **options):

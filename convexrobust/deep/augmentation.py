@@ -87,6 +87,15 @@ class Augmented:
     def scale(self, value):
         self.method.scale = value
 
+    @property
+    def sample_weights(self):
+        """The weights of the samples of the batch."""
+        return self.method.sample_weights
+
+    @sample_weights.setter
+    def sample_weights(self, value):
+        self.method.sample_weights = value
+
     def step(self, model, optimizer, x, y, rows) -> dict[str, float]:
         """Update the model's parameters by one batch; see `Method.step`."""
         x = augmented(x, padding=self.padding, flip=self.flip)

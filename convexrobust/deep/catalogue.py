@@ -10,7 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from convexrobust.deep import least_squares
 from convexrobust.deep.data import load_cifar10, load_fashion_mnist, load_mnist
+from convexrobust.deep.least_squares import LeastSquares
 from convexrobust.deep.methods import (
     Attacked,
     Certified,
@@ -23,9 +25,11 @@ from convexrobust.deep.methods import (
     Trades,
     WeightPerturbed,
 )
+from convexrobust.deep.methods.base import innermost
 from convexrobust.deep.methods.dale import Dale
 from convexrobust.deep.methods.fast_bat import FastBat
 from convexrobust.deep.methods.ssds import Ssds
+from convexrobust.deep.model_loss import left_as_found
 from convexrobust.deep.networks import SmallCNN, preact_resnet18, two_layer, wide_resnet
 
 METHODS = {
@@ -50,46 +54,83 @@ METHODS = {
     "certified": Certified,
     "ibp": partial(Certified, bound="ibp"),
 }
+REGRESSION_METHODS = {
+    **{name: partial(LeastSquares, attack=name) for name in least_squares.ATTACKS},
+    "free": least_squares.SquaredFree,
+    "gradalign": least_squares.SquaredGradAlign,
+    "trades": least_squares.SquaredTrades,
+    "alp": least_squares.SquaredPairing,
+    "clp": partial(least_squares.SquaredPairing, labels_at="clean"),
+    "awp": lambda ball, gamma=5e-3: WeightPerturbed(LeastSquares(ball), gamma),
+    "trades-awp": lambda ball, gamma=5e-3: WeightPerturbed(
+        least_squares.SquaredTrades(ball), gamma
+    ),
+    "dale": least_squares.SquaredDale,
+    "fast-bat": least_squares.SquaredFastBat,
+    "ssds": least_squares.SquaredSsds,
+    "nolam": partial(least_squares.SquaredSsds, variant="nolam"),
+    "nolag": partial(least_squares.SquaredSsds, variant="nolag"),
+}
+OF_TASK = {"classification": METHODS, "regression": REGRESSION_METHODS}
+_BOUND_OF_CLASSES = "it bounds margins between classes; ConvexRobustRegressor has a certified loss"
+_ONLY_CLASSES = {
+    "mart": "it needs the probabilities of classes; 'trades' is nearest to it",
+    "certified": _BOUND_OF_CLASSES,
+    "ibp": _BOUND_OF_CLASSES,
+}
 IMAGES = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist, "cifar10": load_cifar10}
 TABLES = ("breast-cancer", "digits")
 NETWORKS = ("two-layer", "cnn", "resnet18", "wide-resnet")
 
 
-def create_method(method, ball, *, n_rows, random_state=0, **options) -> Method:
+def create_method(
+    method, ball, *, n_rows, random_state=0, task="classification", **options
+) -> Method:
     """Return a method of adversarial training.
 
     Parameters
     ----------
     method : str or callable
-        A name in `METHODS`, or what makes a method of a ball: a class of `deep.methods`, with its
-        options by `functools.partial`.
+        A name in `METHODS` (for regression, `REGRESSION_METHODS`), or what makes a method of a
+        ball: a class of `deep.methods` or `deep.least_squares`, with its options by
+        `functools.partial`.
     ball : LpBall
         The threat model.
     n_rows : int
         Number of samples, for methods that remember each.
     random_state : int
         Seed, for methods with a generator of their own.
+    task : {"classification", "regression"}
+        What is trained.
     **options
         Options of the method.
 
     Raises
     ------
     ValueError
-        For a name that is not known, an option that the method does not have, or a ball that it
-        cannot take.
+        For a name that is not known, a method of another task, an option that the method does not
+        have, or a ball that it cannot take.
     """
-    factory = METHODS.get(method, method) if isinstance(method, str) else method
+    factory = OF_TASK[task].get(method, method) if isinstance(method, str) else method
     if not callable(factory):
+        reason = f" ({_ONLY_CLASSES[method]})" if method in _ONLY_CLASSES else ""
         raise ValueError(
-            f"method must be one of {sorted(METHODS)}, or a callable that makes a method of a "
-            f"ball, e.g. functools.partial(Trades, weight=3.0); got {method!r}."
+            f"method must be one of {sorted(OF_TASK[task])} for {task}, or a callable that makes a "
+            f"method of a ball, e.g. functools.partial(Trades, weight=3.0); got {method!r}{reason}."
         )
     legal = inspect.signature(factory).parameters
     unknown = [name for name in options if name not in legal]
     if unknown:
         raise ValueError(f"method {method!r} has no option {unknown}; it has {list(legal)[1:]}.")
     supplied = {"n_rows": n_rows, "random_state": random_state}
-    return factory(ball, **{k: v for k, v in supplied.items() if k in legal} | options)
+    made = factory(ball, **{k: v for k, v in supplied.items() if k in legal} | options)
+    of_made = getattr(innermost(made), "task", "classification")
+    if of_made != task:
+        raise ValueError(
+            f"method {type(innermost(made)).__name__} is one of {of_made}, for {task} give one of "
+            f"{sorted(OF_TASK[task])}; see convexrobust.deep.least_squares for those of regression."
+        )
+    return made
 
 
 def create_network(name, shape, n_outputs, *, width=64) -> torch.nn.Module:
@@ -123,6 +164,41 @@ def create_network(name, shape, n_outputs, *, width=64) -> torch.nn.Module:
     return (preact_resnet18 if name == "resnet18" else wide_resnet)(
         n_outputs=n_outputs, n_channels=shape[0]
     )
+
+
+def network_for(network, n_features, n_outputs, *, width=64) -> torch.nn.Module:
+    """Return an untrained network for rows of features.
+
+    Parameters
+    ----------
+    network : callable or None
+        Called as ``network(n_features, n_outputs)``; None for a two-layer network in float64.
+    n_features, n_outputs : int
+        Of the data.
+    width : int
+        Neurons of the two-layer network.
+
+    Raises
+    ------
+    ValueError
+        For a network that is not made anew, or with outputs of another shape.
+    """
+    if network is None:
+        return create_network("two-layer", (n_features,), n_outputs, width=width).double()
+    if isinstance(network, torch.nn.Module) or not callable(network):
+        raise ValueError(
+            "network must be a function of the numbers of features and outputs that returns "
+            f"a torch.nn.Module, so that every fit begins anew; got {network!r}."
+        )
+    model = network(n_features, n_outputs)
+    with torch.no_grad(), left_as_found(model, "eval"):
+        shape = model(torch.zeros(2, n_features).to(next(model.parameters()))).shape
+    if shape != (2, n_outputs) and not (n_outputs == 1 and shape == (2,)):
+        raise ValueError(
+            f"network must return a model with outputs (n, {n_outputs}) for these data, its "
+            f"outputs are {tuple(shape)} for n=2 points."
+        )
+    return model
 
 
 class Task(NamedTuple):

@@ -17,13 +17,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from convexrobust import certificates
 from convexrobust.conversion import as_network, network_labels
-from convexrobust.deep import attacks
-from convexrobust.deep.catalogue import create_method, create_network
-from convexrobust.deep.least_squares import LeastSquares, largest_residuals, rescaled, residuals
+from convexrobust.deep import attacks, least_squares
+from convexrobust.deep.catalogue import create_method, network_for
 from convexrobust.deep.model_loss import ModelLoss, left_as_found
 from convexrobust.deep.training import train
 from convexrobust.perturbations import LpBall
@@ -80,14 +79,15 @@ class _AdversarialEstimator(BaseEstimator):
             if not isinstance(value, int | np.integer) or value < 1:
                 raise ValueError(f"{name} must be a whole number >= 1, got {value!r}.")
 
-    def _learn(self, X, y, n_outputs, method_of, beta):
+    def _learn(self, X, y, weight, n_outputs, beta):
         """Train a new network on targets that it understands; set the learned attributes."""
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model_ = self._module(X.shape[1], n_outputs)
+            self.model_ = network_for(self.network, X.shape[1], n_outputs, width=self.width)
         options = {
             "n_epochs": self.n_epochs,
+            "sample_weight": weight,
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
             "optimizer": partial(torch.optim.Adam, weight_decay=beta),
@@ -95,28 +95,11 @@ class _AdversarialEstimator(BaseEstimator):
             "warmup": self.warmup,
             "random_state": seed,
         }
-        method = method_of(seed)
+        supplied = {"n_rows": len(X), "random_state": seed, "task": self._task}
+        method = create_method(self.method, self._ball(), **supplied)
         data = torch.tensor(X), torch.tensor(y)  # copies: X may be read-only
         self.history_ = train(self.model_, method, *data, **options | (self.training or {}))
         self.n_iter_ = len(self.history_.epochs)
-
-    def _module(self, n_features, n_outputs):
-        if self.network is None:
-            return create_network("two-layer", (n_features,), n_outputs, width=self.width).double()
-        if isinstance(self.network, torch.nn.Module) or not callable(self.network):
-            raise ValueError(
-                "network must be a function of the numbers of features and outputs that returns "
-                f"a torch.nn.Module, so that every fit begins anew; got {self.network!r}."
-            )
-        model = self.network(n_features, n_outputs)
-        with torch.no_grad(), left_as_found(model, "eval"):
-            shape = model(torch.zeros(2, n_features).to(next(model.parameters()))).shape
-        if shape != (2, n_outputs) and not (n_outputs == 1 and shape == (2,)):
-            raise ValueError(
-                f"network must return a model with outputs (n, {n_outputs}) for these data, its "
-                f"outputs are {tuple(shape)} for n=2 points."
-            )
-        return model
 
     def _read_network(self):
         """Set network_ if the model is a two-layer network, else make sure that there is none."""
@@ -147,6 +130,14 @@ class _AdversarialEstimator(BaseEstimator):
                 f"method={method!r} needs a two-layer network (Linear, ReLU, Linear), and the "
                 "model is another one; use method='attack'."
             )
+
+
+def _weighed(X, y, sample_weight):
+    """Return the rows with a positive weight, and these weights; None if all are the same."""
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    kept = weight > 0.0
+    weight = weight[kept]
+    return X[kept], y[kept], None if len(np.unique(weight)) <= 1 else weight
 
 
 class AdversarialClassifier(ClassifierMixin, _AdversarialEstimator):
@@ -223,7 +214,9 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialEstimator):
     True
     """
 
-    def fit(self, X, y):
+    _task = "classification"
+
+    def fit(self, X, y, sample_weight=None):
         """Train the network.
 
         Parameters
@@ -232,6 +225,10 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialEstimator):
             Data, best standardised: epsilon and the weight decay are in its units.
         y : array-like of shape (n,)
             Class labels, two or more.
+        sample_weight : array-like of shape (n,), optional
+            Weights, which multiply the losses of the samples. Only their ratios matter; a row of
+            weight 0 is left out, with its class if that has no other. A whole weight is as many
+            rows where a batch holds all data; in smaller batches on average only.
 
         Returns
         -------
@@ -246,17 +243,16 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialEstimator):
         """
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
+        X, y, weight = _weighed(X, y, sample_weight)
         self._check_parameters(X)
         self.classes_ = np.unique(y)
         n_classes = len(self.classes_)
         if n_classes < 2:
-            raise ValueError(f"y must have at least two classes, got {n_classes} class(es).")
-
-        def method_of(seed):
-            return create_method(self.method, self._ball(), n_rows=len(X), random_state=seed)
-
+            raise ValueError(
+                f"y must have at least two classes with positive weight, got {n_classes} class(es)."
+            )
         labels = network_labels(self, y)
-        self._learn(X, labels, 1 if n_classes == 2 else n_classes, method_of, self.beta)
+        self._learn(X, labels, weight, 1 if n_classes == 2 else n_classes, self.beta)
         self._read_network()
         return self
 
@@ -336,8 +332,11 @@ class AdversarialRegressor(RegressorMixin, _AdversarialEstimator):
     ----------
     epsilon, norm, beta
         As of `AdversarialClassifier`.
-    method : {"standard", "fgsm", "pgd"}, default="pgd"
-        The points trained on; see `convexrobust.deep.least_squares.LeastSquares`.
+    method : str or callable, default="pgd"
+        A name in `convexrobust.deep.catalogue.REGRESSION_METHODS`, which are those of
+        `AdversarialClassifier` but "mart", "certified" and "ibp"; or what makes a method of a ball,
+        a class of `convexrobust.deep.least_squares` with options by `functools.partial`. Losses,
+        and the margin of "dale", are of standardised y.
     width, network, n_epochs, learning_rate, batch_size, warmup, bounds
         As of `AdversarialClassifier`.
     training, random_state
@@ -355,19 +354,18 @@ class AdversarialRegressor(RegressorMixin, _AdversarialEstimator):
         Epochs.
     """
 
-    def fit(self, X, y):
+    _task = "regression"
+
+    def fit(self, X, y, sample_weight=None):
         """Train the network; see `AdversarialClassifier.fit`."""
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        X, y, weight = _weighed(X, y, sample_weight)
         self._check_parameters(X)
         if "validation" in (self.training or {}):
             raise ValueError("training must not hold validation data for regression.")
-        offset, scale = float(np.mean(y)), float(np.std(y)) or 1.0
-
-        def method_of(seed):
-            return LeastSquares(self._ball(), self.method)
-
-        self._learn(X, (y - offset) / scale, 1, method_of, self.beta / scale)
-        self.model_ = rescaled(self.model_, scale, offset)
+        offset, scale = least_squares.mean_and_deviation(y, weight)
+        self._learn(X, (y - offset) / scale, weight, 1, self.beta / scale)
+        self.model_ = least_squares.rescaled(self.model_, scale, offset)
         self._read_network()
         return self
 
@@ -393,6 +391,6 @@ class AdversarialRegressor(RegressorMixin, _AdversarialEstimator):
             lo, hi = certificates.output_interval(self.network_, X, ball, how)
             return np.maximum(hi[:, 0] - y, y - lo[:, 0])
         x, target = self._tensors(X, y)
-        points = largest_residuals(self.model_, x, target, ball, **_ATTACK)
+        points = least_squares.largest_residuals(self.model_, x, target, ball, **_ATTACK)
         with torch.no_grad(), left_as_found(self.model_, "eval"):
-            return residuals(self.model_, points, target).abs().double().cpu().numpy()
+            return least_squares.residuals(self.model_, points, target).abs().double().cpu().numpy()

@@ -48,7 +48,6 @@ class ModelLoss:
             raise ValueError("targets must differ from y in every row.")
         both = {"y": self.y} | ({} if target is None else {"targets": self.target})
         self.classes = {name: torch.unique(values).tolist() for name, values in both.items()}
-        self.sign = torch.where(self.y > 0, 1.0, -1.0)  # for one output
 
     def __call__(self, X):
         """Return the losses (n,) of points (n, d)."""
@@ -59,7 +58,7 @@ class ModelLoss:
 
     def outputs(self, X):
         """Return the outputs (n, C) at points (n, d), in the dtype of the points."""
-        outputs = self.model(X.reshape(len(X), *self.shape))
+        outputs = self.model(X if X.shape[1:] == self.shape else X.reshape(len(X), *self.shape))
         if outputs.ndim == 1:
             outputs = outputs[:, None]
         if outputs.ndim != 2 or len(outputs) != len(X):
@@ -80,7 +79,7 @@ class ModelLoss:
         return list(rivals.topk(min(n_targets, outputs.shape[1] - 1), dim=1).indices.T)
 
     def _signed(self, output):
-        margin = self.sign.to(output.dtype) * output
+        margin = torch.where(self.y > 0, output, -output)
         if self.loss == "margin":
             return -margin
         if self.target is not None:
@@ -129,27 +128,37 @@ def autograd_objective(objective):
     -------
     callable
         From points (n, d) to losses (n,) and gradients (n, d), both detached. The ``.grad`` of no
-        parameter is touched.
+        parameter is touched. Its method ``losses`` returns the losses alone.
 
     Raises
     ------
     ValueError
         When called, if the losses do not depend on the points differentiably.
     """
+    return _Differentiated(objective)
 
-    def loss_and_gradient(X):
+
+class _Differentiated:
+    """A function of points, with its gradients."""
+
+    def __init__(self, objective):
+        self.objective = objective
+
+    def __call__(self, X):
         X = X.detach().requires_grad_()
         with torch.enable_grad():
-            losses = objective(X)
+            losses = self.objective(X)
             if not losses.requires_grad:
                 raise ValueError(
                     "the loss has no gradient in the points: the model detaches them or runs "
                     "without gradients. Attack it with square."
                 )
-            (gradient,) = torch.autograd.grad(losses, X, torch.ones_like(losses))
+            (gradient,) = torch.autograd.grad(losses.sum(), X)
         return losses.detach(), gradient
 
-    return loss_and_gradient
+    def losses(self, X):
+        with torch.no_grad():
+            return self.objective(X)
 
 
 @contextmanager
@@ -210,6 +219,7 @@ def as_two_logit(model):
 
 def _class_numbers(name, y):
     numbers = y.to(torch.int64)
-    if y.ndim != 1 or not bool((numbers == y).all()):
+    whole = not y.is_floating_point() or bool((numbers == y).all())
+    if y.ndim != 1 or not whole:
         raise ValueError(f"{name} must be whole numbers of shape (n,), got {tuple(y.shape)}.")
     return numbers

@@ -36,6 +36,27 @@ def share_buffers(model):
             distributed.broadcast(buffer, 0)
 
 
+def check_alike(name, value):
+    """Raise ValueError, in every process, if the processes differ in a value."""
+    each = [None] * process()[1]
+    if len(each) > 1:
+        distributed.all_gather_object(each, value)
+    if any(other != each[0] for other in each):
+        raise ValueError(
+            f"{name} must be the same in all processes, on a disk that they share; got {each}."
+        )
+
+
+def gathered(value) -> list:
+    """Return what each process has, in their order; all but the first get an empty list."""
+    rank, n_processes = process()
+    if n_processes == 1:
+        return [value]
+    each = [None] * n_processes if rank == 0 else None
+    distributed.gather_object(value, each, 0)
+    return each or []
+
+
 def shared(figures):
     """Return the mean figures of all processes."""
     n_processes = process()[1]

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import distributed
 
-from convexrobust.deep.methods.base import Method, accuracy
+from convexrobust.deep.methods.base import Method, accuracy, weighted
 from convexrobust.deep.model_loss import left_as_found
-from convexrobust.deep.processes import process, share_buffers, shared
+from convexrobust.deep.processes import check_alike, gathered, process, share_buffers, shared
 from convexrobust.perturbations import LpBall
 
 ROBUST, CLEAN = "validation_robust_accuracy", "validation_accuracy"
 _PEAK = 0.4  # of a cyclic run: where the learning rate is largest
 _DROPS = (0.5, 0.75)  # of a run: where the learning rate of "multistep" falls to a tenth
 _VALIDATED = 512  # rows of the validation data at a time
-_HELD = {"settings", "seed", "history", "best", "model", "optimizer", "method"}  # by a checkpoint
+_HELD = {"settings", "seed", "history", "best", "model", "optimizer", "methods"}  # by a checkpoint
 
 
 @dataclass
@@ -79,6 +79,7 @@ class Run:
     settings: dict
     seed: int
     path: str | None
+    weights: torch.Tensor | None = None
     history: History = field(default_factory=History)
     best: dict | None = None
 
@@ -104,13 +105,17 @@ class Run:
         return {"epoch": number} | pace | means | {"seconds": time.perf_counter() - started}
 
     def _batches(self, number):
-        """Return this process's rows of each batch, and seed what else is random in the epoch."""
+        """Return this process's rows of each batch, and seed what else is random in the epoch.
+
+        A rest that would be a single row for each process joins the batch before: batch
+        normalisation has no variance to divide by in a batch of one.
+        """
         rank, n_processes = process()
         shuffling = np.random.default_rng([self.seed, number])
         order = torch.from_numpy(shuffling.permutation(len(self.data[0])))
         (noise_seed,) = np.random.SeedSequence([self.seed, number, rank]).generate_state(1)
         torch.manual_seed(int(noise_seed))
-        batches = torch.split(order, self.settings["batch_size"])
+        batches = _split(order, self.settings["batch_size"], 2 * n_processes)
         # Equal shares, so that the mean over processes is that over the batch.
         parts = [rows[: len(rows) - len(rows) % n_processes][rank::n_processes] for rows in batches]
         return [rows for rows in parts if len(rows)]
@@ -124,8 +129,10 @@ class Run:
         self.method.scale = min(1.0, done / warmup) if warmup > 0.0 else 1.0
 
     def _step(self, number, x, y, rows):
+        weights = None if self.weights is None else self.weights[rows].to(x)
         try:
-            return self.method.step(self.model, self.optimizer, x, y, rows)
+            with weighted(self.method, weights):
+                return self.method.step(self.model, self.optimizer, x, y, rows)
         except FloatingPointError as error:
             raise FloatingPointError(f"{error} {self._last_good(number)}") from error
 
@@ -178,7 +185,10 @@ class Run:
 
     def save(self):
         """Write the checkpoint, so that a crash leaves the old one or the new one."""
-        if self.path is None or process()[0] != 0:
+        if self.path is None:
+            return
+        methods = gathered(_plain(self.method.state_dict()))
+        if process()[0] != 0:
             return
         state = {
             "settings": self.settings,
@@ -187,16 +197,18 @@ class Run:
             "best": self.best,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "method": self.method.state_dict(),
+            "methods": methods,
         }
-        state = _plain(state)  # NumPy's numbers could be written, and not be read safely
+        state = _plain(state)
         unfinished = Path(f"{self.path}.unfinished")
         torch.save(state, unfinished)
         os.replace(unfinished, self.path)
 
     def resume(self):
         """Go on from the checkpoint, if there is one; give all processes one start."""
-        if self.path is not None and Path(self.path).exists():
+        found = self.path is not None and Path(self.path).exists()
+        check_alike("checkpoint", self.path and f"{self.path} ({'there' if found else 'new'})")
+        if found:
             self._take_up(_read(self.path))
         if process()[1] > 1:
             seeds = [self.seed]
@@ -212,14 +224,34 @@ class Run:
                     f"checkpoint {self.path} is of another training: {name} was "
                     f"{state['settings'].get(name)!r} and is {value!r}. Give another path."
                 )
+        state_of_method = self._own(state["methods"])
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise ValueError(f"checkpoint {self.path} is of another model: {error}") from error
-        self.method.load_state_dict(state["method"])
+        self.method.load_state_dict(state_of_method)
         self.history, self.seed = History(**state["history"]), state["seed"]
         self.best = state["best"]
+
+    def _own(self, states):
+        """Return the state of this process's method from those of all."""
+        rank, n_processes = process()
+        if len(states) != n_processes and any(states):
+            raise ValueError(
+                f"checkpoint {self.path} was written by {len(states)} process(es) and is read by "
+                f"{n_processes}; {type(self.method).__name__} remembers something in each. Resume "
+                f"with {len(states)}, or give another path."
+            )
+        return states[rank] if rank < len(states) else {}
+
+
+def _split(order, size, smallest):
+    """Return batches; a rest of fewer rows than ``smallest`` joins the batch before."""
+    batches = list(torch.split(order, size))
+    if len(batches) > 1 and len(batches[-1]) < smallest <= size:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
 
 
 def _read(path):
@@ -252,16 +284,18 @@ def described(value):
     if isinstance(value, partial):
         return [value.func.__qualname__, {k: described(v) for k, v in value.keywords.items()}]
     if hasattr(value, "load_state_dict"):
-        remembered = {"scale", *value.state_dict()}
+        remembered = {"scale", "sample_weights", *value.state_dict()}
         options = {k: described(v) for k, v in vars(value).items() if k not in remembered}
         return {"name": type(value).__name__} | options
     return getattr(value, "__qualname__", type(value).__name__)
 
 
 def _plain(value):
-    """Return a state with NumPy's numbers as Python's."""
+    """Return a state as any process can read it safely: no number of NumPy, no other device."""
     if isinstance(value, np.generic):
         return value.item()
+    if torch.is_tensor(value):
+        return value.cpu()
     if isinstance(value, dict):
         return type(value)((name, _plain(part)) for name, part in value.items())
     if isinstance(value, list | tuple):

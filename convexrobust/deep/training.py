@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from convexrobust.deep import attacks
-from convexrobust.deep.methods.base import has_one_output
+from convexrobust.deep.methods.base import has_one_output, innermost
 from convexrobust.deep.model_loss import ModelLoss, left_as_found
 from convexrobust.deep.processes import before_step, process
 from convexrobust.deep.run import ROBUST, History, Run, described, fingerprint, learning_rate_factor
@@ -39,6 +39,7 @@ def train(
     y,
     *,
     n_epochs,
+    sample_weight=None,
     batch_size=128,
     learning_rate=0.1,
     optimizer=None,
@@ -71,8 +72,13 @@ def train(
         Labels: -1 / +1 or 0 / 1 with one output, class numbers with several.
     n_epochs : int
         Passes over the data.
+    sample_weight : array or tensor of shape (n,), optional
+        Weights, at least 0, that multiply the losses of the samples, attacked or not; only their
+        ratios matter. Rows of weight 0 are left out, and equal weights are as none. Validation,
+        and all figures but the losses, have no weights.
     batch_size : int
-        Rows of a step, those of all processes together.
+        Rows of a step, those of all processes together. A last batch of a single row joins the one
+        before, which batch normalisation could not train on alone.
     learning_rate : float
         The largest learning rate.
     optimizer : callable, optional
@@ -86,7 +92,7 @@ def train(
         Data that is attacked after every epoch, in eval mode at the full radius of ``method.ball``.
     attack : callable, optional
         Of the validation data, called as ``attack(model, x, y, ball)``; 10 steps of
-        `deep.attacks.pgd` by default.
+        `deep.attacks.pgd` by default. Without a seed it draws from torch's generator.
     keep : {"last", "best"}
         The weights to end with: of the last epoch, or of `History.best_epoch`.
     patience : int, optional
@@ -101,10 +107,11 @@ def train(
     device : torch.device or str, optional
         Where to train; by default where the model is.
     random_state : None, int or numpy.random.Generator
-        For batches and all that methods and models draw from torch's generators, which are given
-        back as they were.
+        For batches and all that methods, attacks and models draw from torch's generators, which
+        are given back as they were. A generator of your own in a method or an attack is yours.
     checkpoint : path, optional
-        File that holds the state after each epoch. If it is there, training goes on from it.
+        File that holds the state after each epoch. If it is there, training goes on from it. The
+        same for all processes.
     log : path, optional
         File for the figures of the epochs, ``.csv`` or ``.jsonl``.
     progress : bool
@@ -118,8 +125,9 @@ def train(
     Raises
     ------
     ValueError
-        For options that are not those above, or a checkpoint that cannot be read or is that of
-        another training; the text says which setting differs.
+        For options that are not those above, weights for a method that cannot weigh samples, or a
+        checkpoint that cannot be read or is that of another training; the text says which setting
+        differs.
     FloatingPointError
         If the loss is not finite. It names the last good checkpoint.
 
@@ -133,8 +141,9 @@ def train(
     With several processes (``torchrun``, after `torch.distributed.init_process_group`) every
     process takes its share of each batch. Gradients are averaged before the optimizer's step rather
     than by ``DistributedDataParallel``, whose hooks do not fit methods that call a model several
-    times or differentiate twice. Each process keeps its own method state; all go on from the
-    checkpoint of the first, so that methods which remember samples must be trained by one.
+    times or differentiate twice. Rows of a last batch that do not divide evenly sit out the epoch.
+    What a method remembers is each process's own; the checkpoint holds all of it, and as many
+    processes can resume it exactly (any number, for a method that remembers nothing).
     """
     device = torch.device(device or next(model.parameters()).device)
     _check_options(n_epochs, schedule, warmup, keep, overfitting, validation, patience, method.ball)
@@ -145,7 +154,7 @@ def train(
     optimizer = optimizer or partial(torch.optim.SGD, momentum=0.9, weight_decay=5e-4)
     optimizer = optimizer(model.parameters(), lr=learning_rate)
     optimizer.register_step_pre_hook(partial(before_step, clip_gradient))
-    data = _as_tensors(model, X, y)
+    data, weights = _weighed(method, _as_tensors(model, X, y), sample_weight)
     validation = None if validation is None else _as_tensors(model, *validation)
     _check_labels(model, method, data, device)
     if validation is not None:
@@ -160,8 +169,9 @@ def train(
     settings |= {"method": method, "optimizer": [type(optimizer).__name__, options]}
     settings |= {"attack": attack}
     settings |= {"data": fingerprint(data), "validation": fingerprint(validation)}
+    settings |= {"sample_weight": fingerprint(None if weights is None else [weights])}
     settings = {name: described(value) for name, value in settings.items()}
-    run = Run(model, method, optimizer, data, validation, settings, seed, checkpoint)
+    run = Run(model, method, optimizer, data, validation, settings, seed, checkpoint, weights)
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         run.resume()
@@ -231,7 +241,7 @@ def _report(history, log, progress):
 
 def _check_labels(model, method, data, device):
     """Raise ValueError for labels that do not fit the model's outputs, before the first epoch."""
-    if getattr(getattr(method, "method", method), "task", "classification") != "classification":
+    if getattr(innermost(method), "task", "classification") != "classification":
         return
     X, y = data
     with torch.no_grad(), left_as_found(model, "eval"):
@@ -256,6 +266,29 @@ def _as_tensors(model, X, y):
             f"{tuple(y.shape)}."
         )
     return X, y
+
+
+def _weighed(method, data, sample_weight):
+    """Return the data (X, y) with a positive weight, and these weights: 1 on average, or None."""
+    if sample_weight is None:
+        return data, None
+    if not hasattr(method, "sample_weights"):
+        raise ValueError(
+            f"{type(innermost(method)).__name__} cannot weigh samples: leave sample_weight out, or "
+            "derive the method from BallMethod and average its losses by its mean."
+        )
+    X, y = data
+    weights = torch.as_tensor(sample_weight, dtype=torch.float64, device=X.device)
+    if weights.shape != y.shape or not torch.isfinite(weights).all() or (weights < 0.0).any():
+        raise ValueError(
+            f"sample_weight must be {len(y)} finite numbers of at least 0, one for each row of X, "
+            f"got shape {tuple(weights.shape)}."
+        )
+    kept = weights > 0.0
+    if not kept.any():
+        raise ValueError("sample_weight must be above 0 for at least one row, it is 0 for all.")
+    X, y, weights = X[kept], y[kept], weights[kept]
+    return (X, y), None if (weights == weights[0]).all() else weights / weights.mean()
 
 
 # ------------------------------------------------------------------ checks

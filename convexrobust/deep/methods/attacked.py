@@ -17,7 +17,6 @@ from convexrobust.deep import attacks
 from convexrobust.deep.methods.base import (
     Around,
     LossMethod,
-    accuracy,
     input_gradient,
     sample_losses,
     uniform_noise,
@@ -83,7 +82,7 @@ class Attacked(LossMethod):
     def loss(self, model, x, points, y):
         """Return the mean cross-entropy of the attacked points."""
         outputs = model(points)
-        return sample_losses(outputs, y).mean(), {"accuracy": accuracy(outputs, y)}
+        return self.mean(self.losses(outputs, y)), self.figures(outputs, y)
 
 
 def several_steps(model, x, y, ball, *, n_restarts=1, mode="eval", **options):
@@ -95,20 +94,20 @@ def several_steps(model, x, y, ball, *, n_restarts=1, mode="eval", **options):
     return attacks.pgd(model, x, y, ball, loss="cross-entropy", **options)
 
 
-def random_step(model, x, y, ball, *, step=1.25, mode="train"):
+def random_step(model, x, y, ball, *, step=1.25, mode="train", losses=sample_losses):
     r"""Return :math:`\Pi(z + \text{step} \cdot s(\nabla \ell(z)))`, z uniform in the ball."""
     around = Around(x, ball)
     start = around.moved(x + uniform_noise(x, ball))
-    gradient = input_gradient(model, start, y, mode)
+    gradient = input_gradient(model, start, y, mode, losses)
     return around.checked(around.moved(around.stepped(start, gradient, step)))
 
 
-def noisy_step(model, x, y, ball, *, noise=2.0, step=1.0, mode="train"):
+def noisy_step(model, x, y, ball, *, noise=2.0, step=1.0, mode="train", losses=sample_losses):
     r"""Return :math:`z + \text{step} \cdot s(\nabla \ell(z))`, z uniform in ``noise`` balls.
 
     Only the bounds of the ball are kept, as no point outside them exists.
     """
     around = Around(x, ball)
     start = around.within_bounds(x + noise * uniform_noise(x, ball))
-    gradient = input_gradient(model, start, y, mode)
+    gradient = input_gradient(model, start, y, mode, losses)
     return around.within_bounds(around.stepped(start, gradient, step))

@@ -56,6 +56,15 @@ class WeightPerturbed:
     def scale(self, value):
         self.method.scale = value
 
+    @property
+    def sample_weights(self):
+        """Weights of the samples of the batch."""
+        return self.method.sample_weights
+
+    @sample_weights.setter
+    def sample_weights(self, value):
+        self.method.sample_weights = value
+
     def step(self, model, optimizer, x, y, rows) -> dict[str, float]:
         """Update the model's parameters by one batch; see `Method.step`."""
         points = self.method.points(model, x, y)

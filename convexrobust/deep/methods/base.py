@@ -13,6 +13,7 @@ one that the method remembers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +35,10 @@ class Method(Protocol):
         The threat model at full radius; None for a method that needs none.
     scale : float
         Share of the radius in use now, between 0 and 1; the loop raises it to warm up.
+
+    Notes
+    -----
+    A method that can weigh samples has an attribute ``sample_weights``, as `BallMethod` has.
     """
 
     ball: LpBall | None
@@ -69,9 +74,20 @@ class Method(Protocol):
 
 
 class BallMethod:
-    """A method with a threat model that remembers nothing: the base of most."""
+    """A method with a threat model that remembers nothing: the base of most.
+
+    Losses and figures of the samples are those of `losses` and `figures`, averaged by `mean`, so
+    that a task and weights are each met in one place.
+
+    Attributes
+    ----------
+    sample_weights : tensor of shape (b,) or None
+        Of the samples of the batch, set by the loop; 1 on average over the data.
+    """
 
     scale = 1.0
+    task = "classification"
+    sample_weights: torch.Tensor | None = None
 
     def __init__(self, ball):
         self.ball = ball
@@ -82,6 +98,18 @@ class BallMethod:
         return (
             self.ball if self.scale == 1.0 else self.ball.scaled_to(self.scale * self.ball.radius)
         )
+
+    def losses(self, outputs, y) -> torch.Tensor:
+        """Return the loss of each sample, (b,); the cross-entropy here."""
+        return sample_losses(outputs, y)
+
+    def figures(self, outputs, y) -> dict[str, float]:
+        """Return what the log says of the outputs at the points trained on."""
+        return {"accuracy": accuracy(outputs, y)}
+
+    def mean(self, losses) -> torch.Tensor:
+        """Return the mean of losses (b,) over the batch, each times the weight of its sample."""
+        return (losses if self.sample_weights is None else self.sample_weights * losses).mean()
 
     def state_dict(self) -> dict:
         """Return what is remembered, for a checkpoint."""
@@ -99,27 +127,27 @@ class SamplingMethod(BallMethod):
     ball : LpBall
         The threat model.
     random_state : int or None
-        Seed of the generator; None for one from the system. The numbers are drawn on the CPU, so
-        that they do not depend on the device. Processes that train together draw different ones.
+        Seed of the generator; None for torch's own, which the loop seeds. The numbers are drawn on
+        the CPU, so that they do not depend on the device. Processes that train together draw
+        different ones.
     """
 
     def __init__(self, ball, random_state):
         super().__init__(ball)
-        self.generator = torch.Generator()
-        if random_state is None:
-            self.generator.seed()
-        else:
+        self.generator = None if random_state is None else torch.Generator()
+        if self.generator is not None:
             rank = process()[0]
             seed = np.random.SeedSequence([random_state, rank]).generate_state(1)[0]
             self.generator.manual_seed(int(seed) if rank else random_state)
 
     def state_dict(self) -> dict:
         """Return the state of the generator, for a checkpoint."""
-        return {"generator": self.generator.get_state()}
+        return {"generator": None if self.generator is None else self.generator.get_state()}
 
     def load_state_dict(self, state):
         """Go on with the random numbers where they were."""
-        self.generator.set_state(state["generator"].cpu())
+        if self.generator is not None:
+            self.generator.set_state(state["generator"].cpu())
 
 
 class LossMethod(BallMethod, ABC):
@@ -140,6 +168,26 @@ class LossMethod(BallMethod, ABC):
         """Update the model's parameters by one batch; see `Method.step`."""
         loss, figures = self.loss(model, x, self.points(model, x, y), y)
         return {"loss": descend(optimizer, loss)} | figures
+
+
+@contextmanager
+def weighted(method, weights):
+    """Let a method weigh the samples of a batch for a while; None for no weights."""
+    if weights is None:
+        yield
+        return
+    method.sample_weights = weights
+    try:
+        yield
+    finally:
+        method.sample_weights = None
+
+
+def innermost(method) -> Method:
+    """Return the method that others are wrapped around, such as `WeightPerturbed`."""
+    while hasattr(method, "method"):
+        method = method.method
+    return method
 
 
 def sample_losses(outputs, y) -> torch.Tensor:
@@ -179,14 +227,14 @@ def accuracy(outputs, y) -> float:
     return right.sum().item() / len(y)
 
 
-def input_gradient(model, x, y, mode="eval") -> torch.Tensor:
-    """Return the gradient of each sample's cross-entropy in its point, of the shape of x.
+def input_gradient(model, x, y, mode="eval", losses=sample_losses) -> torch.Tensor:
+    """Return the gradient of each sample's loss in its point, of the shape of x.
 
     The model is left as it was found, the ``.grad`` of its parameters included.
     """
     with left_as_found(model, mode), torch.enable_grad():
         x = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(sample_losses(model(x), y).sum(), x)
+        (gradient,) = torch.autograd.grad(losses(model(x), y).sum(), x)
     return gradient
 
 

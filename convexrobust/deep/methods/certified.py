@@ -7,7 +7,7 @@ import torch
 
 from convexrobust.attacks.region import Region
 from convexrobust.backends import torch as torch_backend
-from convexrobust.deep.methods.base import LossMethod, accuracy, sample_losses
+from convexrobust.deep.methods.base import LossMethod
 from convexrobust.deep.networks import Normalize
 from convexrobust.losses import Logistic
 from convexrobust.perturbations import DUAL_NORM
@@ -65,12 +65,12 @@ class Certified(LossMethod):
         with torch.autocast(x.device.type, enabled=False):  # rounded to half they are no bounds
             margins = margins_of(model, x, y, self.current_ball)
         outputs = model(x)
-        loss = self.margin_loss.value(torch_backend, margins).mean()
+        loss = self.mean(self.margin_loss.value(torch_backend, margins))
         if self.clean_share > 0.0:
-            clean = sample_losses(outputs, y).mean()
+            clean = self.mean(self.losses(outputs, y))
             loss = self.clean_share * clean + (1.0 - self.clean_share) * loss
         certified = (margins.amin(dim=1) > 0.0).float().mean().item()
-        return loss, {"accuracy": accuracy(outputs, y), "certified": certified}
+        return loss, self.figures(outputs, y) | {"certified": certified}
 
 
 def slope_margins(model, x, y, ball) -> torch.Tensor:

@@ -10,15 +10,14 @@ from convexrobust.attacks.region import Region, check_counts, evaluated
 from convexrobust.backends import torch as torch_backend
 from convexrobust.deep.methods.base import (
     SamplingMethod,
-    accuracy,
     descend,
     has_one_output,
-    sample_losses,
 )
 from convexrobust.deep.model_loss import autograd_objective, left_as_found
 
 _LARGE_MULTIPLIER = 100.0  # the robust loss then hardly counts
 _CERTAIN = 30.0  # above it, log log(1 + exp(-m)) is -m to 1e-13
+_BELOW_1 = 1.0 - 2.0**-24  # the largest number below 1: the logarithm of 0 would be infinite noise
 
 
 class Dale(SamplingMethod):
@@ -120,19 +119,19 @@ class Dale(SamplingMethod):
         The dual step uses the clean loss before the primal one.
         """
         outputs = model(self.sample(model, x, y))
-        robust = sample_losses(outputs, y).mean()
-        clean = sample_losses(model(x), y).mean()
+        robust = self.mean(self.losses(outputs, y))
+        clean = self.mean(self.losses(model(x), y))
         used = self.multiplier
         loss = descend(optimizer, robust + used * clean)
         if self.fixed is None:
             self._raise_multiplier(clean.item() - self.margin)
         figures = {"robust_loss": robust.item(), "clean_loss": clean.item(), "multiplier": used}
-        return {"loss": loss, "accuracy": accuracy(outputs, y), **figures}
+        return {"loss": loss} | self.figures(outputs, y) | figures
 
     def sample(self, model, x, y) -> torch.Tensor:
         """Return perturbed points of the shape of x, drawn around x (b, ...) with labels y (b,)."""
         region = Region(torch_backend, x.detach().flatten(1), self.current_ball)
-        objective = autograd_objective(lambda X: log_losses(model(X.reshape(x.shape)), y))
+        objective = autograd_objective(lambda X: self.log_losses(model(X.reshape(x.shape)), y))
         points = region.X
         with left_as_found(model, self.mode):
             for _ in range(self.n_steps):
@@ -140,6 +139,10 @@ class Dale(SamplingMethod):
                 ascent = gradient + self._noise(region)
                 points = region.moved(points + region.steepest(points, ascent, self.length))
         return region.checked(points).reshape(x.shape)
+
+    def log_losses(self, outputs, y) -> torch.Tensor:
+        """Return the logarithm of the loss of each sample, (b,)."""
+        return log_losses(outputs, y)
 
     def state_dict(self) -> dict:
         """Return the multiplier and the state of the generator."""
@@ -158,10 +161,11 @@ class Dale(SamplingMethod):
         if region.ball.p == 2:
             noise = torch.randn(shape, generator=generator)
         else:
-            noise = torch.empty(shape).exponential_(generator=generator)
-            noise *= 2.0 * torch.randint(2, shape, generator=generator) - 1.0
+            # Laplace's law by its inverse: one draw an entry, and several times faster than two.
+            share = torch.empty(shape).uniform_(-_BELOW_1, _BELOW_1, generator=generator)
+            noise = share.sign() * torch.log1p(-share.abs())
         size = (2.0 * self.length * self.temperature) ** 0.5
-        return size * noise.to(region.X) / region.unit
+        return size / region.unit * noise.to(region.X)
 
     def _raise_multiplier(self, excess):
         before = self.multiplier
@@ -189,5 +193,5 @@ def log_losses(outputs, y) -> torch.Tensor:
         label = y.long()[:, None]
         rivals = outputs.scatter(1, label, -torch.inf)
         margin = outputs.gather(1, label)[:, 0] - torch.logsumexp(rivals, dim=1)
-    log_loss = torch.nn.functional.softplus(-margin.clip(max=_CERTAIN)).log()
-    return torch.where(margin > _CERTAIN, -margin, log_loss)
+    excess = torch.relu(margin - _CERTAIN)  # by which the logarithm falls like the margin rises
+    return torch.nn.functional.softplus(excess - margin).log() - excess

@@ -2,12 +2,14 @@ r"""Fast-BAT: training through the attack, which is one projected gradient step 
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
 from convexrobust.attacks.region import Region, check_counts, evaluated
 from convexrobust.backends import torch as torch_backend
-from convexrobust.deep.methods.base import SamplingMethod, accuracy, descend, sample_losses
+from convexrobust.deep.methods.base import SamplingMethod, descend
 from convexrobust.deep.model_loss import autograd_objective, left_as_found
 
 
@@ -95,19 +97,20 @@ class FastBat(SamplingMethod):
         """Take one step of the weights through the attack; see `Method.step`."""
         points = self.attack(model, x, y)
         outputs = model(points)
-        loss = descend(optimizer, sample_losses(outputs, y).mean())
-        return {"loss": loss, "accuracy": accuracy(outputs, y)}
+        loss = descend(optimizer, self.mean(self.losses(outputs, y)))
+        return {"loss": loss} | self.figures(outputs, y)
 
     def attack(self, model, x, y) -> torch.Tensor:
         """Return attacked points of the shape of x, differentiable in the weights if implicit."""
         region = Region(torch_backend, x.detach().flatten(1), self.current_ball)
         seed = int(torch.randint(2**62, (), generator=self.generator))
         points = region.random_points(np.random.default_rng(seed))
+        gradient_of = partial(_gradient, model, self.losses, x.shape, y)
         with left_as_found(model, self.mode):
             for _ in range(self.n_steps - 1):
-                points = self._ascended(region, points, _gradient(model, points, x.shape, y))
+                points = self._ascended(region, points, gradient_of(points))
             graph = self.implicit_gradient
-            gradient = _gradient(model, points, x.shape, y, create_graph=graph)
+            gradient = gradient_of(points, create_graph=graph)
             points = self._ascended(region, points, gradient)
         region.checked(points.detach())
         return points.reshape(x.shape)
@@ -148,13 +151,14 @@ def _inverse_lambda(region, gradient, step):
     return step * spread * region.epsilon**2 / torch.where(length > 0.0, length, 1.0)
 
 
-def _gradient(model, points, shape, y, *, create_graph=False):
+def _gradient(model, losses, shape, y, points, *, create_graph=False):
     """Return the gradient of each row's own loss (b, d), on demand a function of the weights."""
     if not create_graph:
-        objective = autograd_objective(lambda X: sample_losses(model(X.reshape(shape)), y))
+        objective = autograd_objective(lambda X: losses(model(X.reshape(shape)), y))
         return evaluated(objective, points)[1]
     points = points.detach().requires_grad_()
     # Of a copy of the buffers: batch normalisation writes to the model's before the backward pass.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    outputs = torch.func.functional_call(model, buffers, (points.reshape(shape),))
-    return torch.autograd.grad(sample_losses(outputs, y).sum(), points, create_graph=True)[0]
+    call = partial(torch.func.functional_call, model, buffers) if buffers else model
+    outputs = call(points.reshape(shape))
+    return torch.autograd.grad(losses(outputs, y).sum(), points, create_graph=True)[0]

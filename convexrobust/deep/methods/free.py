@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from convexrobust.deep.methods.base import Around, BallMethod, accuracy, descend, sample_losses
+from convexrobust.deep.methods.base import Around, BallMethod, descend
 
 
 class Free(BallMethod):
@@ -43,10 +43,10 @@ class Free(BallMethod):
         for _ in range(self.n_replays):
             points = around.moved(x + delta).requires_grad_()
             outputs = model(points)
-            loss = descend(optimizer, sample_losses(outputs, y).mean())
+            loss = descend(optimizer, self.mean(self.losses(outputs, y)))
             delta = around.moved(around.stepped(points, points.grad, self.length)) - x
         self.delta[: len(x)] = delta
-        return {"loss": loss, "accuracy": accuracy(outputs, y)}
+        return {"loss": loss} | self.figures(outputs, y)
 
     def _remembered(self, x):
         if self.delta is None:

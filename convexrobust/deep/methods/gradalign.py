@@ -8,13 +8,7 @@ import torch
 
 from convexrobust.deep import attacks
 from convexrobust.deep.methods.attacked import Attacked
-from convexrobust.deep.methods.base import (
-    Around,
-    accuracy,
-    input_gradient,
-    sample_losses,
-    uniform_noise,
-)
+from convexrobust.deep.methods.base import Around, input_gradient, uniform_noise
 
 
 class GradAlign(Attacked):
@@ -51,23 +45,24 @@ class GradAlign(Attacked):
         """Return the mean cross-entropy of the attacked points plus the weighted misalignment."""
         ball = self.current_ball
         there = Around(x, ball).moved(x + uniform_noise(x, ball)).requires_grad_()
-        here = input_gradient(model, x, y, mode=None)
-        losses = sample_losses(model(there), y)
+        here = input_gradient(model, x, y, mode=None, losses=self.losses)
+        losses = self.losses(model(there), y)
         (gradient,) = torch.autograd.grad(losses.sum(), there, create_graph=True)
-        apart = misalignment(here, gradient)
+        apart = misalignment(here, gradient, self.sample_weights)
         outputs = model(points)
-        loss = sample_losses(outputs, y).mean() + self.weight * apart
-        return loss, {"accuracy": accuracy(outputs, y), "misalignment": apart.item()}
+        loss = self.mean(self.losses(outputs, y)) + self.weight * apart
+        return loss, self.figures(outputs, y) | {"misalignment": apart.item()}
 
 
-def misalignment(first, second):
-    """Return the mean of 1 - cos between rows of two batches of gradients that are not 0."""
+def misalignment(first, second, weights=None):
+    """Return the mean of 1 - cos, times weights, between rows of two batches of gradients not 0."""
     first, second = first.flatten(1), second.flatten(1)
     used = (first.detach().abs().amax(1) > 0.0) & (second.detach().abs().amax(1) > 0.0)
-    first, second = first[used], second[used]
+    weights = second.new_ones(len(second)) if weights is None else weights
+    first, second, weights = first[used], second[used], weights[used]
     if len(first) == 0:
         return second.sum()
     # Scaled first: a product of two small gradients could be 0.
     first = first / torch.linalg.vector_norm(first, dim=1, keepdim=True)
     second = second / torch.linalg.vector_norm(second, dim=1, keepdim=True)
-    return 1.0 - (first * second).sum(dim=1).mean()
+    return weights.mean() - (weights * (first * second).sum(dim=1)).mean()

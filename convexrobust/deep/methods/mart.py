@@ -42,5 +42,5 @@ class Mart(Attacked):
         without_rival = torch.logsumexp(q.scatter(1, rival, -torch.inf), dim=1)
         boosted = -q.gather(1, own)[:, 0] - without_rival
         unsure = 1.0 - p.gather(1, own)[:, 0].exp()
-        loss = (boosted + self.weight * divergence(p, q) * unsure).mean()
+        loss = self.mean(boosted + self.weight * divergence(p, q) * unsure)
         return loss, {"accuracy": accuracy(attacked, y)}

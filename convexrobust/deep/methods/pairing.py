@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from convexrobust.deep.methods.attacked import Attacked
-from convexrobust.deep.methods.base import accuracy, sample_losses
 
 LABELS_AT = ("attacked", "clean")
 
@@ -42,8 +41,11 @@ class Pairing(Attacked):
     def loss(self, model, x, points, y):
         """Return the mean cross-entropy plus the weighted mean distance."""
         clean, attacked = model(x), model(points)
-        apart = (attacked - clean).reshape(len(x), -1)
-        distance = torch.linalg.vector_norm(apart, dim=1).mean()
+        distance = self.mean(self.distances(clean, attacked, y))
         labelled = attacked if self.labels_at == "attacked" else clean
-        loss = sample_losses(labelled, y).mean() + self.weight * distance
-        return loss, {"accuracy": accuracy(attacked, y), "distance": distance.item()}
+        loss = self.mean(self.losses(labelled, y)) + self.weight * distance
+        return loss, self.figures(attacked, y) | {"distance": distance.item()}
+
+    def distances(self, clean, attacked, y) -> torch.Tensor:
+        """Return how far the outputs of each sample are apart, (b,)."""
+        return torch.linalg.vector_norm((attacked - clean).reshape(len(clean), -1), dim=1)

@@ -7,7 +7,7 @@ import torch
 
 from convexrobust.attacks.region import Region, check_counts
 from convexrobust.backends import torch as torch_backend
-from convexrobust.deep.methods.base import BallMethod, descend, sample_losses
+from convexrobust.deep.methods.base import BallMethod, descend
 from convexrobust.deep.model_loss import left_as_found
 from convexrobust.dynamics import check_variant, next_epigraph, next_perturbations
 from convexrobust.perturbations import LpBall
@@ -128,8 +128,9 @@ class Ssds(BallMethod):
         losses, points = self._losses(model, region, x, y, rows)
         gradient = _gradient(losses, points, keep=True)
         used = self.weight
-        descend(optimizer, used * losses.mean())
-        loss = losses.mean().item()
+        mean = self.mean(losses)
+        descend(optimizer, used * mean)
+        loss = mean.item()
         if self.variant == "ssds":
             length = self._decayed(self.weight_length)
             level = loss if self.level is None else self.level
@@ -169,7 +170,7 @@ class Ssds(BallMethod):
         """Return losses (b,) of the perturbed points, and the points (b, d) they depend on."""
         perturbed = region.X + region.epsilon * self.perturbations[rows]
         points = region.checked(region.moved(perturbed)).requires_grad_()
-        return sample_losses(model(points.reshape(x.shape)), y), points
+        return self.losses(model(points.reshape(x.shape)), y), points
 
     def _move(self, region, rows, points, gradient):
         """Take the batch's perturbations and their prices one step on."""

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from convexrobust.deep.methods.base import (
-    Around,
-    LossMethod,
-    accuracy,
-    log_probabilities,
-    sample_losses,
-)
+from convexrobust.deep.methods.base import Around, LossMethod, log_probabilities
 from convexrobust.deep.model_loss import autograd_objective, left_as_found
 
 _FIRST_NOISE = 0.03  # of the radius, as in the paper; at x itself the divergence has no gradient
@@ -52,10 +46,8 @@ class Trades(LossMethod):
         points = around.moved(x + _FIRST_NOISE * noise.reshape(x.shape))
         with left_as_found(model, self.mode):
             with torch.no_grad():
-                clean = log_probabilities(model(x), y)[0]
-            climb = autograd_objective(
-                lambda points: divergence(clean, log_probabilities(model(points), y)[0])
-            )
+                clean = model(x)
+            climb = autograd_objective(lambda points: self.distances(clean, model(points), y))
             for _ in range(self.n_steps):
                 points = around.moved(around.stepped(points, climb(points)[1], self.length))
         return around.checked(points)
@@ -63,9 +55,13 @@ class Trades(LossMethod):
     def loss(self, model, x, points, y):
         """Return the mean cross-entropy at x plus the weighted mean divergence."""
         outputs, attacked = model(x), model(points)
-        apart = divergence(log_probabilities(outputs, y)[0], log_probabilities(attacked, y)[0])
-        loss = sample_losses(outputs, y).mean() + self.weight * apart.mean()
-        return loss, {"accuracy": accuracy(attacked, y), "divergence": apart.mean().item()}
+        apart = self.mean(self.distances(outputs, attacked, y))
+        loss = self.mean(self.losses(outputs, y)) + self.weight * apart
+        return loss, self.figures(attacked, y) | {"divergence": apart.item()}
+
+    def distances(self, clean, attacked, y) -> torch.Tensor:
+        """Return how far the outputs of each sample are apart, (b,)."""
+        return divergence(log_probabilities(clean, y)[0], log_probabilities(attacked, y)[0])
 
 
 def divergence(p, q):
