@@ -42,8 +42,8 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
         where that is not so: 4 to 50, fewer for more features.
     solver : Solver, optional
         As in `ConvexRobustClassifier`. By default `convexrobust.default_solver` chooses one for the
-        size; with the soft formulation, and neither ``n_patterns`` nor ``patterns``, a `convexrobust.WorkingSet` around
-        it generates the patterns.
+        size; with the soft formulation, and neither ``n_patterns`` nor ``patterns``, a
+        `convexrobust.WorkingSet` around it generates the patterns.
     bounds : tuple (lo, hi), optional
         Legal range of the features.
     fit_intercept : bool, default=True
