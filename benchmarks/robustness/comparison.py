@@ -196,12 +196,8 @@ def accuracies(network, data, ball):
 def residuals(network, data, ball):
     """Return the root mean squares of the test residuals: as they are, and at their worst."""
     X, y = data.X_test, data.y_test
-    worst = {
-        method: largest_residuals(
-            *output_interval(network, X, ball, method, time_limit=TIME_LIMIT), y
-        )
-        for method in ("exact", "interval")
-    }
+    interval = partial(output_interval, network, X, ball, time_limit=TIME_LIMIT)
+    worst = {how: largest_residuals(*interval(how), y) for how in ("exact", "lp", "interval")}
     objective = attacks.worst_margin_objective(network, y, task="regression")
     found = objective(attacks.pgd(objective, X, ball, **SUITE["pgd"], random_state=0))[0]
     return {

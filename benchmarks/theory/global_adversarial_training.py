@@ -366,7 +366,7 @@ def draw(figure, curves):
         title="bracket of the worst-case objective",
         xlabel="rounds",
         ylabel="upper and lower bound / optimum",
-        ylim=(0.0, 2.0),
+        ylim=(0.0, 2.2),
     )
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize="small")
@@ -376,7 +376,8 @@ def draw(figure, curves):
         right.plot(places + shift, np.maximum(values, 1e-3), marker, label=method)
     right.set_yscale("log")
     right.set_xticks(places, curves["distances"], rotation=30)
-    right.set(title="exact worst case of the networks", ylabel="above the proven optimum (%)")
+    right.set(title="exact worst case of the networks")
+    right.set_ylabel("above the proven optimum (%), cut at 0.001")
     right.legend(fontsize="small")
 
 
