@@ -14,9 +14,11 @@ interval bound for two-layer networks and by bound propagation for others in l-i
 epoch of training; and the passes in it that a gradient goes back through, in passes over the data
 (calls of the model: certified bounds, which work on the layers themselves, are not among them).
 Means and standard errors over the seeds. No method was tuned: all share the optimizer and schedule.
+Options of a method stand behind its name, as in ``--methods pgd dale:margin=0.6``.
 """
 
 import argparse
+import ast
 import json
 import os
 import tempfile
@@ -116,7 +118,9 @@ def run_one(setting, options, checkpoint):
     model = create_network(
         setting["network"], X.shape[1:], task.n_outputs, width=setting["width"]
     ).to(options.device)
-    method = create_method(setting["method"], ball, n_rows=len(X), random_state=setting["seed"])
+    name, method_options = method_of(setting["method"])
+    method_options |= {"n_rows": len(X), "random_state": setting["seed"]}
+    method = create_method(name, ball, **method_options)
     method = Counted(Augmented(method) if setting["augment"] else method, model)
     history = train(
         model,
@@ -139,6 +143,21 @@ def run_one(setting, options, checkpoint):
         "passes": method.samples / (len(X) * setting["epochs"]),
         "epochs": history.epochs,
     }
+
+
+def method_of(text):
+    """Return name and options of a method written as name:option=value,option=value."""
+    name, _, options = text.partition(":")
+    if name not in METHODS:
+        raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(METHODS)}")
+    pairs = (pair.split("=", 1) for pair in options.split(",") if pair)
+    return name, {key: ast.literal_eval(value) for key, value in pairs}
+
+
+def known_method(text):
+    """Return a method as it is written, if it can be read."""
+    method_of(text)
+    return text
 
 
 def measure(model, ball, X, y, quick):
@@ -193,9 +212,8 @@ def settings_of(options):
 def file_of(setting, folder):
     """Return the file of a run; its name holds a checksum of all that decides the outcome."""
     checksum = zlib.crc32(json.dumps(setting, sort_keys=True).encode())
-    name = "{data}_{network}_{method}_{epsilon:g}_{seed}".format(
-        **setting | {"data": Path(setting["data"]).stem}
-    )
+    words = {"data": Path(setting["data"]).stem, "method": method_of(setting["method"])[0]}
+    name = "{data}_{network}_{method}_{epsilon:g}_{seed}".format(**setting | words)
     return folder / f"{name}_{checksum:08x}.json"
 
 
@@ -236,14 +254,14 @@ def table_of(results):
     for (data, network, epsilon), methods in grouped(results).items():
         title = f"{data}, {network}, epsilon {epsilon:g}"
         heads = [*COLUMNS.values(), *COSTS.values()]
-        lines += [f"\n{title}", f"{'method':<12}" + "".join(f"{head:>15}" for head in heads)]
+        lines += [f"\n{title}", f"{'method':<16}" + "".join(f"{head:>15}" for head in heads)]
         for method, runs in methods.items():
             done = [run for run in runs if "error" not in run]
             cells = [cell([run[name] for run in done], 100.0) for name in COLUMNS]
             cells += [cell([run[name] for run in done], 1.0) for name in COSTS]
             failed = len(runs) - len(done)
             note = f"  {failed} of {len(runs)} failed" if failed else ""
-            lines.append(f"{method:<12}" + "".join(f"{text:>15}" for text in cells) + note)
+            lines.append(f"{method:<16}" + "".join(f"{text:>15}" for text in cells) + note)
     return "\n".join(lines)
 
 
@@ -292,7 +310,7 @@ def draw(results, folder):
 
 def parsed():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), type=known_method)
     parser.add_argument("--data", nargs="+", default=["digits"])
     parser.add_argument("--folder", help="where the files of mnist, fashion-mnist, cifar10 are")
     parser.add_argument("--classes", nargs="+", help="only these, such as bird ship")
