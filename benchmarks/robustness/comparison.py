@@ -6,7 +6,8 @@
 All methods see the same splits and the same threat model, and each has one thing tuned, its beta,
 in the same way: by the accuracy under PGD in two-fold cross-validation on the training part.
 Everything else is as the package has it by default, except that exchange stops after the round in
-which ten seconds are over. Gradient descent has networks of 64 neurons.
+which ten seconds are over, and that the hard program of pictures with 196 points and more goes to
+ADMM for 1000 iterations. Gradient descent has networks of 64 neurons.
 
 Columns: test accuracy in %, as it is; under the worst of FGSM, PGD (50 steps, 10 restarts) and
 APGD for each point; exact (decided by branch and bound, two seconds a point; what stays open
@@ -52,6 +53,7 @@ from convexrobust.certificates import output_interval
 from convexrobust.deep import AdversarialClassifier, AdversarialRegressor
 from convexrobust.demo import Data, robust_linear_svm
 from convexrobust.evaluation import evaluate_robustness
+from convexrobust.solvers import ADMM
 
 SUITE = {"fgsm": {}, "pgd": {"n_steps": 50, "n_restarts": 10}, "apgd": {}}
 VALIDATION = {"n_steps": 20, "n_restarts": 2, "random_state": 0}  # the attack that chooses beta
@@ -73,6 +75,12 @@ def convex(problem, beta, seed, **parameters):
         "random_state": seed,
     }
     return kind(**options | parameters)
+
+
+def hard(problem, beta, seed):
+    """Return an estimator of the hard program; splitting solves it where it is large."""
+    solver = ADMM(1e-2, 1000) if problem.large else None
+    return convex(problem, beta, seed, formulation="hard", solver=solver)
 
 
 def exchange(problem, beta, seed):
@@ -103,7 +111,7 @@ class RobustLinearSVM(BaseEstimator):
 
 METHODS = {
     "convex standard": partial(convex, epsilon=0.0),
-    "convex hard": partial(convex, formulation="hard"),
+    "convex hard": hard,
     "convex soft": convex,
     "convex exchange": exchange,
     "robust linear SVM": RobustLinearSVM,
