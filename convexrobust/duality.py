@@ -25,6 +25,7 @@ copies with a multiplier then have equal losses, and equal losses have equal sum
 
 from __future__ import annotations
 
+from bisect import bisect
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 _LARGEST_SCALE = 1e6  # of the multipliers, where nothing else limits it
 _EPS = np.finfo(float).eps
+# Of the search for the scale: points closer than that, relatively, have values that rounding cannot
+# tell apart at a smooth maximum; and how many there may be.
+_NEAREST, _MOST_POINTS = 3e-8, 100
 
 
 class Multipliers(NamedTuple):
@@ -80,7 +84,7 @@ def lower_bound(program: ConvexProgram, multipliers: Multipliers) -> float:
         size = np.sum(np.abs(conjugate) + t * np.sum(a[used] * (1.0 + np.abs(offsets)), axis=1))
         return float(-np.sum(linear + conjugate) - (len(weight) + 16) * _EPS * size)
 
-    return _golden_maximum(dual, limit * (1.0 - 1e-12))
+    return _concave_maximum(dual, limit * (1.0 - 1e-12))
 
 
 def repaired(program: ConvexProgram, multipliers: Multipliers) -> Multipliers:
@@ -162,13 +166,44 @@ def _scaled_into(P, reach, p):
     return P / np.maximum(norms, 1.0)
 
 
-def _golden_maximum(function, high, n_steps=100) -> float:
-    """Return the largest value met while narrowing [0, high] around a concave maximum."""
-    ratio, low = (np.sqrt(5.0) - 1.0) / 2.0, 0.0
-    best = max(function(high), function(low))
-    for _ in range(n_steps):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        at_left, at_right = function(left), function(right)
-        best = max(best, at_left, at_right)
-        low, high = (low, right) if at_left > at_right else (left, high)
-    return best
+def _concave_maximum(function, high) -> float:
+    """Return the largest value met while narrowing [0, high] around a concave maximum.
+
+    Brent's way: to the vertex of the parabola through the best point and its neighbours, or into
+    the wider side where that narrows too little. Most losses are parabolas, so a few points do.
+    """
+    t = [0.0, 0.5 * high, high]  # in ascending order
+    values = [function(x) for x in t]
+    widths = [np.inf, np.inf]
+    for _ in range(_MOST_POINTS):
+        best = int(np.argmax(values))
+        low, high = t[max(best - 1, 0)], t[min(best + 1, len(t) - 1)]
+        nearest = _NEAREST * t[best] + _NEAREST**2 * t[-1]
+        if high - low <= 4.0 * nearest:
+            break
+        x = _vertex(t, values, best)
+        if high - low >= 0.5 * widths[-2]:  # the last two points have not halved it
+            x = 0.5 * (t[best] + (low if t[best] - low > high - t[best] else high))
+        widths.append(high - low)
+        x = _kept_apart(x, low, t[best], high, nearest)
+        at = bisect(t, x)
+        t.insert(at, x)
+        values.insert(at, function(x))
+    return max(values)
+
+
+def _vertex(t, values, best) -> float:
+    """Return where the parabola through the best point and its neighbours is largest."""
+    middle = min(max(best, 1), len(t) - 2)
+    (a, b, c), (fa, fb, fc) = t[middle - 1 : middle + 2], values[middle - 1 : middle + 2]
+    left, right = (fb - fa) / (b - a), (fc - fb) / (c - b)
+    bend = (left - right) / (c - a)
+    return (a + b) / 2.0 + left / (2.0 * bend) if bend > 0.0 else t[best]
+
+
+def _kept_apart(x, low, best, high, nearest) -> float:
+    """Return x moved away from the points between which it is, where a value tells nothing new."""
+    x = min(max(x, low + nearest), high - nearest)
+    if abs(x - best) >= nearest:
+        return x
+    return best - nearest if best - low > high - best else best + nearest

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning
 
+from convexrobust import duality
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.losses import Hinge, Logistic, Squared, SquaredHinge
-from convexrobust.patterns import sample_patterns
+from convexrobust.patterns import enumerate_patterns, sample_patterns
 from convexrobust.perturbations import LpBall
-from convexrobust.program import FORMULATIONS
+from convexrobust.program import FORMULATIONS, ConvexProgram
+from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint, solver, system
 from convexrobust.solvers.interior_point.data import Data, Neurons
@@ -150,6 +152,84 @@ def test_many_neurons_without_perturbation_take_the_factor_in_the_samples(loss, 
     monkeypatch.setattr(system, "_SMALL", 0)
     check_against_clarabel(program, tol=1e-5, rel=1e-5)
     assert dense.status == "optimal"
+
+
+def all_patterns_of_random_labels(seed, n, d, beta, formulation):
+    """A hinge program whose optimum has samples at the kink, and flat neurons in many cells."""
+    rng = np.random.default_rng(seed)
+    X = np.column_stack([rng.standard_normal((n, d - 1)), np.ones(n)])
+    y = rng.standard_normal(n)
+    y = np.where(y > np.median(y), 1.0, -1.0)
+    D = enumerate_patterns(X)
+    return ConvexProgram(X, y, D, Hinge(), GroupLasso(beta), NOMINAL, formulation)
+
+
+@pytest.mark.parametrize(
+    ("seed", "n", "d", "beta", "formulation"),
+    [
+        ([1, 12, 3], 12, 3, 0.01, "hard"),  # the dense factor: rises of samples at the kink
+        (1, 14, 4, 0.03, "hard"),  # the factor in the samples
+        ([7, 8], 14, 4, 0.003, "soft"),
+    ],
+)
+def test_small_gaps_of_all_patterns(seed, n, d, beta, formulation):
+    """Degenerate optima, where a Newton system that is not exact ends the progress early."""
+    program = all_patterns_of_random_labels(seed, n, d, beta, formulation)
+    solution = InteriorPoint(tol=1e-8).solve(program)
+    assert solution.status == "optimal"
+
+
+def test_the_slower_factor_is_right_where_the_normal_equations_are_not():
+    rng = np.random.default_rng(0)
+    U, V = (np.linalg.qr(rng.standard_normal((rows, 6)))[0] for rows in (40, 6))
+    values, y = np.logspace(-6, 8, 6), rng.standard_normal(40)
+    exact = y - U @ (values**2 / (1.0 + values**2) * (y @ U))
+    assert system._by_singular_vectors((U * values) @ V.T)(y) == pytest.approx(exact, abs=1e-6)
+
+
+def test_normal_equations_without_a_factor_are_no_end(monkeypatch):
+    def fails(N):
+        raise np.linalg.LinAlgError
+
+    monkeypatch.setattr(system, "_SMALL", 0)
+    monkeypatch.setattr(system, "_by_normal_equations", fails)
+    program = small_program(Hinge(), NOMINAL, "hard", D=few_patterns(Hinge(), n=12, P=20), n=12)
+    check_against_clarabel(program)
+
+
+def test_the_scale_of_the_bound_takes_few_evaluations(monkeypatch):
+    evaluations = []
+    conjugate = Logistic.conjugate
+
+    def counted(self, multipliers):
+        evaluations.append(conjugate(self, multipliers))
+        return evaluations[-1]
+
+    monkeypatch.setattr(Logistic, "conjugate", counted)
+    program = small_program(Logistic(), NOMINAL, D=few_patterns(Logistic()))
+    multipliers = InteriorPoint(tol=1e-3).solve(program).multipliers
+    evaluations.clear()
+    program.lower_bound(multipliers)
+    assert len(evaluations) <= 20
+
+
+@pytest.mark.parametrize(
+    ("function", "high", "most"),
+    [
+        (lambda t: 3.0 * t, 0.7, 5),  # at the end
+        (lambda t: -t, 1e6, 5),
+        (lambda t: 1.0 - (t - 0.3) ** 2, 1.0, 7),
+        (lambda t: 1.0 - (t - 1.0) ** 2, 1e6, 7),
+        (lambda t: t - 0.2 * t * np.log(t + 1e-300), 5.0, 15),
+        (lambda t: min(t, 0.5 - 0.25 * t), 1.0, 60),  # a kink
+    ],
+)
+def test_concave_maximum(function, high, most):
+    seen = []
+    best = duality._concave_maximum(lambda t: seen.append(t) or function(t), high)
+    assert best >= max(function(t) for t in np.linspace(0.0, high, 1001)) - 1e-8
+    assert len(seen) <= most
+    assert 0.0 <= min(seen) <= max(seen) <= high
 
 
 def test_better_than_the_optimum_of_fewer_patterns():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, null_space
 
 from convexrobust.solvers.interior_point.iterate import Iterate
 
 _REFINEMENTS, _EXACT = 3, 1e-11  # of the linear solves, at most, and residuals that are good
+_POOR = 1e-8  # residuals for which a slower factor is worth its time
 _SMALL = 600  # unknowns up to which the more accurate factor is taken
 _LARGEST_SHIFT = 1e-3  # relative, of a diagonal that rounding left too small
 
@@ -37,23 +38,42 @@ class System:
         self.A = A.reshape(*A.shape[:2], -1)
         self._eliminate_loss()
         self.B = self._blocks(row_weight)
+        self.slower = None  # makes a more accurate ``solve_neurons``, where there is one
         self.solve_neurons = self._factor_neurons()
 
     def solve(self, r, r_margin, r_loss):
         """Return the steps (J, size), the new multipliers (n, E) and the steps of the losses."""
-        change, a, dzeta = self._solve_once(r, r_margin, r_loss)
-        loss = self.iterate.loss
-        for _ in range(_REFINEMENTS):
-            flat = self.A.reshape(-1, r.size)
-            left = r - self._curved(change) + self._pulled_margins(a, flat).reshape(r.shape)
-            of_margin = r_margin - dzeta @ loss.spread.T - np.einsum("kef,kf->ke", self.C, a)
-            of_margin -= self._unfolded(flat @ change.ravel())
-            if max(np.abs(left).max(), np.abs(of_margin).max()) < _EXACT:
+        solution, error = self._refined(r, r_margin, r_loss)
+        if not error < _POOR and self.slower is not None:
+            self.solve_neurons, self.slower = self.slower(), None
+            solution, _ = self._refined(r, r_margin, r_loss)
+        return solution
+
+    def _refined(self, *right):
+        """Return the best of a solution and its refinements, and the largest residual of that."""
+        solution = best = self._solve_once(*right)
+        smallest = np.inf
+        for _ in range(_REFINEMENTS + 1):
+            left = self._left(right, solution)
+            error = max(np.abs(left[0]).max(), np.abs(left[1]).max())
+            if not error < smallest:  # the factor is too poor to refine with
                 break
-            of_loss = r_loss + a @ loss.spread - np.einsum("kzy,ky->kz", loss.hessian, dzeta)
-            more = self._solve_once(left, of_margin, of_loss)
-            change, a, dzeta = change + more[0], a + more[1], dzeta + more[2]
-        return change, a, dzeta
+            best, smallest = solution, error
+            if error < _EXACT:
+                break
+            more = self._solve_once(*left)
+            solution = tuple(part + step for part, step in zip(solution, more, strict=True))
+        return best, smallest
+
+    def _left(self, right, solution):
+        """Return what a solution leaves of the right-hand sides."""
+        (r, r_margin, r_loss), (change, a, dzeta) = right, solution
+        loss, flat = self.iterate.loss, self.A.reshape(-1, r.size)
+        of_neurons = r - self._curved(change) + self._pulled_margins(a, flat).reshape(r.shape)
+        of_margin = r_margin - dzeta @ loss.spread.T - np.einsum("kef,kf->ke", self.C, a)
+        of_margin -= self._unfolded(flat @ change.ravel())
+        of_loss = r_loss + a @ loss.spread - np.einsum("kzy,ky->kz", loss.hessian, dzeta)
+        return of_neurons, of_margin, of_loss
 
     def _solve_once(self, r, r_margin, r_loss):
         flat = self.A.reshape(-1, r.size)
@@ -124,11 +144,19 @@ class System:
         return np.where(data.mask, cone.weight * spare.weight / self.pair_weight, 0.0)
 
     def _eliminate_loss(self):
-        """Eliminate zeta after a: the Hessian of a linear loss vanishes where the loss is not 0."""
+        """Eliminate zeta after a: the Hessian of a linear loss vanishes where the loss is not 0.
+
+        What zeta leaves of the inverse of C is no difference here. A kink's huge inverse less
+        almost the same would lose the small Hessian, which is all that is left along ``spread``.
+        """
         loss, inverse = self.iterate.loss, np.linalg.inv(self.C)
         self.C_inverse, self.raised = inverse, inverse @ loss.spread
-        self.rise = np.linalg.inv(loss.hessian + loss.spread.T @ self.raised)
-        self.given = inverse - self.raised @ self.rise @ self.raised.transpose(0, 2, 1)
+        along = loss.spread.T @ self.raised
+        self.rise = np.linalg.inv(loss.hessian + along)
+        lift = self.raised @ np.linalg.inv(along)
+        across = null_space(loss.spread.T)
+        self.given = lift @ (loss.hessian @ self.rise @ along) @ lift.transpose(0, 2, 1)
+        self.given += across @ np.linalg.inv(across.T @ self.C @ across) @ across.T
 
     # ---------------------------------------------------------------- the neurons
 
@@ -156,7 +184,7 @@ class System:
         n_neurons, size, _ = B.shape
         unknowns = n_neurons * size
         if slope is None and len(half) < unknowns and unknowns > _SMALL:
-            return _woodbury(B, half)
+            return self._factor_in_samples(B, half)
         K = half.T @ half
         blocks = K.reshape(n_neurons, size, n_neurons, size)
         at = np.arange(n_neurons)
@@ -165,6 +193,13 @@ class System:
             self._add_slopes(blocks, K)
         factor = _factored(K)
         return lambda r: cho_solve(factor, r, check_finite=False)
+
+    def _factor_in_samples(self, B, half):
+        self.slower = lambda: _woodbury(B, half, _by_singular_vectors)
+        try:
+            return _woodbury(B, half, _by_normal_equations)
+        except np.linalg.LinAlgError:  # rounding of the squares left nothing to factor
+            return self.slower()
 
     def _half(self):
         """Return a matrix M with M'M = A' given A."""
@@ -213,18 +248,39 @@ def _factored(K):
             K.flat[:: len(K) + 1] = diagonal * (1.0 + shift)
 
 
-def _woodbury(B, M):
-    """Return r -> (B + M'M)^-1 r for blocks B (J, size, size) and M with fewer rows than that."""
+def _woodbury(B, M, inverse_of):
+    """Return r -> (B + M'M)^-1 r for blocks B (J, size, size) and M with fewer rows than that.
+
+    ``inverse_of`` takes a tall N to y -> (1 + NN')^-1 y.
+    """
     shift = 1e-15 * np.trace(B, axis1=1, axis2=2)[:, None, None] * np.eye(B.shape[1])
     inverse = np.linalg.inv(np.linalg.cholesky(B + shift))
     N = (inverse @ M.T.reshape(*B.shape[:2], len(M))).reshape(-1, len(M))
+    core = inverse_of(N)
+
+    def solve(r):
+        y = core(np.matmul(inverse, r.reshape(*B.shape[:2], 1)).ravel())
+        return np.matmul(inverse.transpose(0, 2, 1), y.reshape(*B.shape[:2], 1)).ravel()
+
+    return solve
+
+
+def _by_normal_equations(N):
+    """Return y -> (1 + NN')^-1 y: fast, but its rounding grows with the square of N."""
     G = N.T @ N
     G.flat[:: len(G) + 1] += 1.0
     factor = cho_factor(G, lower=True, check_finite=False)
+    return lambda y: y - N @ cho_solve(factor, y @ N, check_finite=False)
 
-    def solve(r):
-        y = np.matmul(inverse, r.reshape(*B.shape[:2], 1)).ravel()
-        y = y - N @ cho_solve(factor, y @ N, check_finite=False)
-        return np.matmul(inverse.transpose(0, 2, 1), y.reshape(*B.shape[:2], 1)).ravel()
+
+def _by_singular_vectors(N):
+    """Return y -> (1 + NN')^-1 y, in the range of N and across it apart: slower, but accurate."""
+    U, values, _ = np.linalg.svd(N, full_matrices=False)
+
+    def solve(y):
+        along = y @ U
+        across = y - U @ along
+        across -= U @ (across @ U)  # again: what rounding leaves in the range is far too large
+        return across + U @ (along / (1.0 + values**2))
 
     return solve
