@@ -386,7 +386,8 @@ def draw(figure, curves):
     probability.set(xlabel="draws M", ylabel="probability", title="A fresh neuron improves")
     for axes in (by_draws, by_time, probability):
         axes.set(xscale="log", yscale="log")
-        axes.legend(fontsize="small", loc="lower left")
+    figure.legend(*by_draws.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    probability.legend(fontsize="small")
 
 
 if __name__ == "__main__":
