@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import friedmanchisquare, rankdata, studentized_range
 
 COLUMNS = ("clean", "attacked", "exact", "lp", "certified")
-COSTS = ("neurons", "seconds", "seconds_tuned")
+COSTS = {"neurons": 0, "seconds": 1, "seconds_tuned": 1}  # and their digits
 HEADS = ("clean", "attacked", "exact", "LP", "certified", "neurons", "s", "s tuned")
 OURS = "convex soft"
 CONVEX = ("convex standard", "convex hard", "convex soft", "convex exchange", "robust linear SVM")
@@ -42,13 +42,15 @@ def grouped(found):
 def report(found, regressions=()):
     """Return the tables and the summary as text."""
     groups = grouped(found)
-    parts = [table(name, methods) for name, methods in groups.items()]
+    parts = [
+        table(name, methods, 3 if name in regressions else 1) for name, methods in groups.items()
+    ]
     classified = {name: m for name, m in groups.items() if name not in regressions}
     return "\n\n".join([*parts, *summary(classified)])
 
 
-def table(name, methods):
-    """Return the table of one data set."""
+def table(name, methods, digits):
+    """Return the table of one data set, its accuracies or residuals with some digits."""
     setting = next(iter(methods.values()))[0]["setting"]
     lines = [
         f"{name}, epsilon {setting['epsilon']:.3g}, {setting['n_train']} training rows",
@@ -57,7 +59,8 @@ def table(name, methods):
     for method, runs in methods.items():
         done = [run for run in runs if "error" not in run]
         if done:
-            cells = [cell([run[key] for run in done], key) for key in (*COLUMNS, *COSTS)]
+            cells = [cell([run[key] for run in done], digits) for key in COLUMNS]
+            cells += [f"{np.mean([run[k] for run in done]):.{n}f}" for k, n in COSTS.items()]
             open_points = np.mean([run["undecided"] for run in done])
             note = f"  ({open_points:.1f} undecided)" if open_points else ""
         else:
@@ -68,15 +71,12 @@ def table(name, methods):
     return "\n".join(lines)
 
 
-def cell(values, key):
+def cell(values, digits):
     """Return mean and standard error."""
-    mean = np.mean(values)
-    if key in COSTS:
-        return f"{mean:.0f}" if key == "neurons" else f"{mean:.1f}"
-    digits = 1 if abs(mean) > 2.0 else 3  # percent, or residuals
+    mean = f"{np.mean(values):.{digits}f}"
     if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} +- {np.std(values, ddof=1) / np.sqrt(len(values)):.{digits}f}"
+        return mean
+    return f"{mean} +- {np.std(values, ddof=1) / np.sqrt(len(values)):.{digits}f}"
 
 
 # ------------------------------------------------------------------ over all data
