@@ -21,8 +21,8 @@ from sklearn.preprocessing import StandardScaler
 from convexrobust import LpBall
 from convexrobust.deep import load_fashion_mnist
 
-# A first run, with 1e-4, 1e-3 and 1e-2, was given up: convex training chose the largest on most data.
-# Its minimisers are true ones, and need more regularisation than what gradient descent finds.
+# A first run, with 1e-4, 1e-3 and 1e-2, was given up, where convex training chose the largest most
+# often: its minimisers are true ones, and need more regularisation than gradient descent does.
 BETAS = (1e-3, 1e-2, 3e-2, 1e-1)
 
 
