@@ -79,7 +79,11 @@ class Dale(SamplingMethod):
     it does not treat, Laplace's. Its code takes :math:`\log(1 - p_y)` for U, another increasing
     function of the cross-entropy, and starts at Gaussian noise of size 0.001 instead of 0. Its
     noise (0.001 and 0.01 times Laplace's, beside gradients of means of 64 rows) is a temperature of
-    0.0005 to 0.0009 in the units here.
+    0.0005 to 0.0009 in the units here. Steps are along signs, so that this is no temperature of
+    :math:`\ell^{1/T}`: what counts is the noise beside the gradient of each coordinate, which is
+    the smaller the more robust the model is and the more coordinates there are. Where samples turn
+    out weaker than those of projected gradient ascent, lower it; and raise ``margin`` if the
+    multiplier grows, since the clean loss then outweighs the robust one.
 
     References
     ----------
