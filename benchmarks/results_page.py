@@ -48,9 +48,9 @@ The best way to train a robust two-layer network
 
 All methods see the same splits and the same threat model (l-inf), and each has its beta chosen in
 the same way, by the accuracy under attack in cross-validation on the training part; everything else
-is as the package has it by default. Mean and standard error over the seeds of test accuracies in %:
-as it is; under the worst of FGSM, PGD and APGD; exact, decided by branch and bound; proven by the
-linear relaxation (LP); certified by the interval bound. Then neurons, and CPU seconds of one
+is as the package has it by default. Mean and standard error over the splits of test accuracies in
+percent: as it is; under the worst of FGSM, PGD and APGD; exact, decided by branch and bound; proven
+by the linear relaxation (LP); certified by the interval bound. Then neurons, and CPU seconds of one
 training and of all with the tuning. The regression (diabetes) has the root of the mean squared
 worst-case error in the place of accuracies, in standard deviations of the target.
 """
@@ -59,7 +59,8 @@ Methods of adversarial training
 -------------------------------
 
 ``python benchmarks/robustness/deep_methods.py``, with the options that the titles of the tables
-name and those below. No method was tuned: all share optimizer and schedule.
+name and those below. No method was tuned: all share optimizer and schedule. Seconds are those of
+the clock, on a machine that also ran other work: compare passes, which are counted.
 """
 THEORY = """\
 The theory, measured
@@ -75,8 +76,7 @@ def page(records):
     parts = [HEAD]
     found = compared(records)
     if found:
-        regressions = [name for name, problem in PROBLEMS.items() if problem.regression]
-        parts += [COMPARISON, block(_report.report(found, regressions))]
+        parts += [COMPARISON, block(_report.report(found, regressions()))]
         parts += [image("comparison", "Exact and certified accuracy of every method on every data")]
         parts += [made_with(found)]
     runs = deep_runs(records)
@@ -92,6 +92,11 @@ def page(records):
     return "\n".join(parts)
 
 
+def regressions():
+    """Return the names of the problems whose measures are residuals."""
+    return [name for name, problem in PROBLEMS.items() if problem.regression]
+
+
 def compared(records):
     """Return the records of the comparison, in the order of the problems."""
     order = {name: k for k, name in enumerate(PROBLEMS)}
@@ -102,10 +107,13 @@ def compared(records):
 def deep_runs(records):
     """Return the results of the deep methods, in the order of the catalogue."""
     runs = [json.loads(file.read_text()) for file in sorted((records / "deep").glob("*.json"))]
-    order = {name: k for k, name in enumerate(deep_methods.METHODS)}
-    return sorted(
-        runs, key=lambda run: (run["setting"]["epsilon"], order[run["setting"]["method"]])
-    )
+    order = list(deep_methods.METHODS)
+
+    def place(run):
+        setting = run["setting"]
+        return setting["epsilon"], order.index(deep_methods.method_of(setting["method"])[0])
+
+    return sorted(runs, key=place)
 
 
 def theory_records(records):
@@ -120,7 +128,7 @@ def draw(records, folder):
     found = compared(records)
     if found:
         figure = Figure(figsize=(14, 4), layout="constrained")
-        _report.draw(figure, found, [name for name, p in PROBLEMS.items() if p.regression])
+        _report.draw(figure, found, regressions())
         figure.savefig(folder / "comparison.png", dpi=110)
     deep_methods.draw(deep_runs(records), folder)
     for name, record in theory_records(records).items():
@@ -150,7 +158,7 @@ def made_with(found):
 def options_of(runs):
     """Return the options that the runs share, as those of the command."""
     shared = ("rows", "test_rows", "epochs", "batch_size", "learning_rate", "schedule", "warmup")
-    seen = {tuple((name, run["setting"][name]) for name in shared): None for run in runs}
+    seen = {tuple((n, run["setting"][n]) for n in ("epsilon", *shared)): None for run in runs}
     texts = [", ".join(f"{name.replace('_', ' ')} {value}" for name, value in s) for s in seen]
     return "Settings: " + "; ".join(texts) + ".\n"
 

@@ -28,6 +28,7 @@ def modules():
 
 def record(data, method, seed, exact, certified=50.0):
     setting = {"data": data, "method": method, "seed": seed, "epsilon": 0.1, "n_train": 100}
+    setting["betas"] = [0.01, 0.1]
     columns = dict.fromkeys(("clean", "attacked", "lp", "undecided"), 60.0)
     costs = {"neurons": 8, "seconds": 1.0, "seconds_tuned": 5.0}
     return {"setting": setting, **columns, "exact": exact, "certified": certified, **costs}

@@ -45,15 +45,24 @@ def report(found, regressions=()):
     parts = [
         table(name, methods, 3 if name in regressions else 1) for name, methods in groups.items()
     ]
-    classified = {name: m for name, m in groups.items() if name not in regressions}
-    return "\n\n".join([*parts, *summary(classified)])
+    return "\n\n".join([*parts, *summary(tuned(groups, regressions))])
+
+
+def tuned(groups, regressions):
+    """Return the groups of the classifications in which something was tuned."""
+    return {
+        name: methods
+        for name, methods in groups.items()
+        if name not in regressions and len(next(iter(methods.values()))[0]["setting"]["betas"]) > 1
+    }
 
 
 def table(name, methods, digits):
     """Return the table of one data set, its accuracies or residuals with some digits."""
     setting = next(iter(methods.values()))[0]["setting"]
     lines = [
-        f"{name}, epsilon {setting['epsilon']:.3g}, {setting['n_train']} training rows",
+        f"{name}, epsilon {setting['epsilon']:.3g}, {setting['n_train']} training rows, "
+        f"{max(len(runs) for runs in methods.values())} split(s)",
         f"{'method':<20}" + "".join(f"{head:>14}" for head in HEADS),
     ]
     for method, runs in methods.items():
@@ -165,7 +174,7 @@ def verdicts(methods, exact, certified, seconds):
 
 def draw(figure, found, regressions=()):
     """Draw exact and certified accuracies of all methods on all data."""
-    groups = {n: m for n, m in grouped(found).items() if n not in regressions}
+    groups = tuned(grouped(found), regressions)
     data, methods, exact = means(groups, "exact")
     certified = means(groups, "certified")[2]
     order = np.argsort(exact.mean(axis=0))

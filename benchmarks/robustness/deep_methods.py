@@ -286,7 +286,7 @@ def draw(results, folder):
 
     for (data, network, epsilon), methods in grouped(results).items():
         figure, (trade_off, epochs) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
-        colors = pyplot.get_cmap("tab20").colors
+        colors = [*pyplot.get_cmap("tab10").colors, *pyplot.get_cmap("Dark2").colors]
         for color, (method, runs) in zip(cycle(colors), methods.items(), strict=False):
             done = [run for run in runs if "error" not in run]
             if not done:
@@ -294,10 +294,7 @@ def draw(results, folder):
             clean, robust = (
                 100 * np.mean([run[name] for run in done]) for name in ("clean", "worst attack")
             )
-            trade_off.plot(clean, robust, "o", color=color)
-            trade_off.annotate(
-                method, (clean, robust), xytext=(3, 3), textcoords="offset points", fontsize="small"
-            )
+            trade_off.plot(clean, robust, "o", color=color)  # named by the legend of the curves
             curves = [[e["validation_robust_accuracy"] for e in run["epochs"]] for run in done]
             epochs.plot(100 * np.mean(curves, axis=0), color=color, label=method)
         trade_off.set(xlabel="clean accuracy (%)", ylabel="accuracy under the worst attack (%)")
