@@ -13,6 +13,7 @@ which hold the versions and the machine that they were made with:
 import argparse
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -60,7 +61,8 @@ Methods of adversarial training
 
 ``python benchmarks/robustness/deep_methods.py``, with the options that the titles of the tables
 name and those below. No method was tuned: all share optimizer and schedule. Seconds are those of
-the clock, on a machine that also ran other work: compare passes, which are counted.
+the clock, on a machine that also ran other work: compare passes, which are counted (PGD has had one
+less since).
 """
 THEORY = """\
 The theory, measured
@@ -183,7 +185,10 @@ def claim_rows(claims):
     """Yield claim, verdict and script of every finding."""
     for name, record in claims.items():
         for finding in record["findings"]:
-            yield finding["claim"].replace("*", r"\*"), _claims.verdict(finding), f"``{name}.py``"
+            claim = re.sub(
+                r"([*|`])", r"\\\1", finding["claim"]
+            )  # what reStructuredText would read
+            yield claim, _claims.verdict(finding), f"``{name}.py``"
 
 
 def main():
