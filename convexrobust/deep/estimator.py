@@ -26,6 +26,7 @@ from convexrobust.deep.catalogue import create_method, network_for
 from convexrobust.deep.model_loss import ModelLoss, left_as_found
 from convexrobust.deep.training import train
 from convexrobust.perturbations import LpBall
+from convexrobust.threads import threads_for
 
 SCORES = ("attack", "certified", "exact")
 _ROWS = 1000  # predicted or attacked at once
@@ -98,7 +99,11 @@ class _AdversarialEstimator(BaseEstimator):
         supplied = {"n_rows": len(X), "random_state": seed, "task": self._task}
         method = create_method(self.method, self._ball(), **supplied)
         data = torch.tensor(X), torch.tensor(y)  # copies: X may be read-only
-        self.history_ = train(self.model_, method, *data, **options | (self.training or {}))
+        options |= self.training or {}
+        n_weights = (X.shape[1] + n_outputs) * self.width
+        threads = threads_for(min(len(X), options["batch_size"]) * n_weights)
+        with threads if self.network is None else nullcontext():
+            self.history_ = train(self.model_, method, *data, **options)
         self.n_iter_ = len(self.history_.epochs)
 
     def _read_network(self):

@@ -17,6 +17,7 @@ from convexrobust.backends import torch as torch_backend
 from convexrobust.deep.model_loss import autograd_objective
 from convexrobust.losses import Hinge
 from convexrobust.network import TwoLayerReLU
+from convexrobust.threads import threads_for
 
 ATTACKS = ("none", "fgsm", "pgd")
 
@@ -108,15 +109,17 @@ def train_two_layer(
     weights = _first_weights(X.shape[1] + 1, width, n_outputs, rng)
     optimizer = torch.optim.Adam(weights, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_epochs)
-    for epoch in range(n_epochs):
-        now = _grown(ball, epoch / n_epochs, warmup) if attack != "none" else None
-        for rows in _batches(len(X), batch_size, rng):
-            points, margins = torch.as_tensor(X[rows]), _margins_of(y[rows], loss.task, n_outputs)
-            points = _attacked(points, weights, margins, attack, now, n_steps)
-            losses = loss.value(torch_backend, margins(_outputs(weights, points)))
-            decay = sum(torch.sum(torch.square(weight)) for weight in weights)
-            _descend(optimizer, torch.mean(losses) + beta / 2.0 * decay, epoch)
-        schedule.step()
+    with threads_for(min(len(X), batch_size or len(X)) * sum(w.numel() for w in weights)):
+        for epoch in range(n_epochs):
+            now = _grown(ball, epoch / n_epochs, warmup) if attack != "none" else None
+            for rows in _batches(len(X), batch_size, rng):
+                points = torch.as_tensor(X[rows])
+                margins = _margins_of(y[rows], loss.task, n_outputs)
+                points = _attacked(points, weights, margins, attack, now, n_steps)
+                losses = loss.value(torch_backend, margins(_outputs(weights, points)))
+                decay = sum(torch.sum(torch.square(weight)) for weight in weights)
+                _descend(optimizer, torch.mean(losses) + beta / 2.0 * decay, epoch)
+            schedule.step()
     return TwoLayerReLU(*(weight.detach().numpy() for weight in weights))
 
 

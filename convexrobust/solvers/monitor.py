@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram, Progress, Solution
-from convexrobust.solvers.threads import threads_for
+from convexrobust.threads import threads_for
 
 INTERRUPTED = "interrupted"  # the status after Ctrl-C, or where a watcher asks for it
 Watcher = Callable[[Progress, Solution], bool]
@@ -85,7 +85,7 @@ class Monitor:
     def running(self):
         """Run a solver's loop; Ctrl-C ends it and keeps what was found."""
         try:
-            with threads_for(self.program):
+            with threads_for(self.program.D.size * self.program.X.shape[1]):
                 yield self
         except KeyboardInterrupt:
             self.status = INTERRUPTED

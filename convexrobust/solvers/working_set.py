@@ -22,7 +22,7 @@ from convexrobust.solvers.choice import default_solver
 from convexrobust.solvers.monitor import INTERRUPTED, warn_early
 from convexrobust.solvers.pricing import best_cone_multipliers, price
 from convexrobust.solvers.seeding import train_certified
-from convexrobust.solvers.threads import threads_for
+from convexrobust.threads import threads_for
 
 NOT_REFUTED = "all patterns, not refuted"
 _ROUGH_TOL = 1e-2  # relative gap at which a round ends
@@ -117,7 +117,7 @@ class WorkingSet:
             If the gap over the patterns used stays open; also after Ctrl-C, which keeps the best
             point so far.
         """
-        with threads_for(program):
+        with threads_for(program.D.size * program.X.shape[1]):
             run = _Run(self, program, start)
             try:
                 for _ in range(self.max_rounds):
