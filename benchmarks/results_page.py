@@ -87,7 +87,7 @@ def page(records):
         parts += [image(name, "Trade-off, and accuracy over the epochs") for name in plots_of(runs)]
     claims = theory_records(records)
     if claims:
-        parts += [THEORY, verdicts(claims), made_with(list(claims.values()))]
+        parts += [THEORY, counted(claims), verdicts(claims), made_with(list(claims.values()))]
         for name, record in claims.items():
             parts += [f"{record['title']}\n{'~' * len(record['title'])}\n"]
             parts += [block(_claims.text_of(record)), image(name, record["title"])]
@@ -171,6 +171,16 @@ def plots_of(runs):
     return list(
         dict.fromkeys(f"{Path(s['data']).stem}_{s['network']}_{s['epsilon']:g}" for s in settings)
     )
+
+
+def counted(claims):
+    """Return how many of the claims hold."""
+    held = {True: [], False: []}
+    for record in claims.values():
+        for finding in record["findings"]:
+            held[finding["proven"]].append(finding["holds"])
+    theorems, seen = (f"{sum(held[kind])} of {len(held[kind])}" for kind in (True, False))
+    return f"{theorems} theorems hold, and {seen} observations were seen again.\n"
 
 
 def verdicts(claims):
