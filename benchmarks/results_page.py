@@ -85,6 +85,7 @@ def page(records):
     if runs:
         parts += [DEEP, block(deep_methods.table_of(runs)), options_of(runs)]
         parts += [image(name, "Trade-off, and accuracy over the epochs") for name in plots_of(runs)]
+        parts += [made_with(runs)]
     claims = theory_records(records)
     if claims:
         parts += [THEORY, counted(claims), verdicts(claims), made_with(list(claims.values()))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from convexrobust.certificates import certify, exact_radius
 from convexrobust.conversion import as_network
+from convexrobust.environment import versions
 from convexrobust.estimators import (
     ConvexRobustClassifier,
     ConvexRobustRegressor,
@@ -38,7 +39,6 @@ from convexrobust.solvers import (
     WorkingSet,
     default_solver,
 )
-from convexrobust.versions import versions
 
 __version__ = "0.1.0"
 

@@ -804,6 +804,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
         ("precision must be None or 'bfloat16'", {"precision": "float16"}),
         ("not supported on meta", {"precision": "bfloat16", "device": "meta"}),
         ("batch_size must be a positive multiple", {"batch_size": 0}),
+        ("batch_size must be a positive multiple", {"batch_size": "all"}),
         ("n_epochs must be at least 1", {"n_epochs": 0}),
         ("warmup must be", {"warmup": 2.0}),
         ("X must be", {"validation": (np.ones((3, 2)), np.ones(2))}),

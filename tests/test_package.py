@@ -27,6 +27,16 @@ def test_version_is_that_of_the_installed_package():
     assert convexrobust.__version__ == installed
 
 
+def test_versions_are_those_installed_and_can_be_written():
+    found = convexrobust.versions()
+    assert json.loads(json.dumps(found)) == found
+    assert found["numpy"] == np.__version__
+    assert found["scikit-learn"] == importlib.metadata.version("scikit-learn")
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert int(found["cores"]) >= 1
+    assert found["processor"]
+
+
 @pytest.mark.parametrize("name", convexrobust.__all__)
 def test_public_name_exists(name):
     assert hasattr(convexrobust, name)

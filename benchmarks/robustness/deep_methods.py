@@ -31,8 +31,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import convexrobust
 from convexrobust import LpBall, as_network
 from convexrobust.deep import METHODS, Augmented, create_method, create_network, load_task, train
+from convexrobust.deep.methods.base import WrappedMethod
 from convexrobust.deep.methods.certified import ibp_margins
 from convexrobust.evaluation import evaluate_robustness
 
@@ -59,28 +61,17 @@ SETTING = (
 )
 
 
-class Counted:
+class Counted(WrappedMethod):
     """A method that counts the passes a gradient can go back through, in samples."""
 
     def __init__(self, method, model):
-        self.method, self.samples, self.counting = method, 0, False
+        super().__init__(method)
+        self.samples, self.counting = 0, False
         self.hook = model.register_forward_hook(self._count)
 
     def _count(self, model, inputs, outputs):
         if self.counting and outputs.requires_grad:
             self.samples += len(outputs)
-
-    @property
-    def ball(self):
-        return self.method.ball
-
-    @property
-    def scale(self):
-        return self.method.scale
-
-    @scale.setter
-    def scale(self, value):
-        self.method.scale = value
 
     def step(self, *batch):
         self.counting = True
@@ -90,10 +81,10 @@ class Counted:
             self.counting = False
 
     def state_dict(self):
-        return {"method": self.method.state_dict(), "samples": self.samples}
+        return {"method": super().state_dict(), "samples": self.samples}
 
     def load_state_dict(self, state):
-        self.method.load_state_dict(state["method"])
+        super().load_state_dict(state["method"])
         self.samples = state["samples"]
 
 
@@ -230,7 +221,7 @@ def completed(setting, options):
     except Exception as error:  # recorded, so that one failure does not end the suite
         traceback.print_exc()
         result = {"error": f"{type(error).__name__}: {error}"}
-    result = {"setting": setting} | result
+    result = {"setting": setting} | result | {"versions": convexrobust.versions()}
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(result, indent=1))
     os.replace(unfinished, file)

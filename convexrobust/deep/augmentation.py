@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from convexrobust.deep.methods.base import WrappedMethod
+
 
 def augmented(x, *, padding=4, flip=True, generator=None) -> torch.Tensor:
     """Return images shifted and mirrored at random, each in its own way.
@@ -48,7 +50,7 @@ def augmented(x, *, padding=4, flip=True, generator=None) -> torch.Tensor:
     return torch.where(inside[:, None].to(device), moved, torch.zeros_like(moved))
 
 
-class Augmented:
+class Augmented(WrappedMethod):
     """A method whose batches of images are `augmented` first.
 
     Parameters
@@ -71,40 +73,10 @@ class Augmented:
                 f"{type(method).__name__} keeps a perturbation of each image, which does not fit "
                 "the image once it is shifted or mirrored; train it without augmentation."
             )
-        self.method, self.padding, self.flip = method, padding, flip
-
-    @property
-    def ball(self):
-        """The threat model of the method."""
-        return self.method.ball
-
-    @property
-    def scale(self) -> float:
-        """The share of the radius in use."""
-        return self.method.scale
-
-    @scale.setter
-    def scale(self, value):
-        self.method.scale = value
-
-    @property
-    def sample_weights(self):
-        """The weights of the samples of the batch."""
-        return self.method.sample_weights
-
-    @sample_weights.setter
-    def sample_weights(self, value):
-        self.method.sample_weights = value
+        super().__init__(method)
+        self.padding, self.flip = padding, flip
 
     def step(self, model, optimizer, x, y, rows) -> dict[str, float]:
         """Update the model's parameters by one batch; see `Method.step`."""
         x = augmented(x, padding=self.padding, flip=self.flip)
         return self.method.step(model, optimizer, x, y, rows)
-
-    def state_dict(self) -> dict:
-        """Return what the method remembers."""
-        return self.method.state_dict()
-
-    def load_state_dict(self, state):
-        """Take up what the method remembered."""
-        self.method.load_state_dict(state)

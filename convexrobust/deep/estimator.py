@@ -99,11 +99,9 @@ class _AdversarialEstimator(BaseEstimator):
         supplied = {"n_rows": len(X), "random_state": seed, "task": self._task}
         method = create_method(self.method, self._ball(), **supplied)
         data = torch.tensor(X), torch.tensor(y)  # copies: X may be read-only
-        options |= self.training or {}
-        n_weights = (X.shape[1] + n_outputs) * self.width
-        threads = threads_for(min(len(X), options["batch_size"]) * n_weights)
-        with threads if self.network is None else nullcontext():
-            self.history_ = train(self.model_, method, *data, **options)
+        n_products = min(len(X), self.batch_size) * (X.shape[1] + n_outputs) * self.width
+        with threads_for(n_products) if self.network is None else nullcontext():
+            self.history_ = train(self.model_, method, *data, **options | (self.training or {}))
         self.n_iter_ = len(self.history_.epochs)
 
     def _read_network(self):

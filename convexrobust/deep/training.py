@@ -337,7 +337,8 @@ def _check_processes(batch_size):
         raise RuntimeError(
             f"{n_started} processes were started: call torch.distributed.init_process_group first."
         )
-    if batch_size < 1 or batch_size % n_processes:
+    whole = isinstance(batch_size, int | np.integer)
+    if not whole or batch_size < 1 or batch_size % n_processes:
         raise ValueError(
             f"batch_size must be a positive multiple of the {n_processes} process(es), got "
             f"{batch_size!r}."

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from convexrobust.deep.methods.base import LossMethod, backward
+from convexrobust.deep.methods.base import LossMethod, WrappedMethod, backward
 from convexrobust.deep.model_loss import left_as_found
 
 
-class WeightPerturbed:
+class WeightPerturbed(WrappedMethod):
     r"""Any method with a loss, its gradient taken at perturbed weights (AWP).
 
     Of each weight matrix or kernel :math:`\theta_l`
@@ -40,30 +40,8 @@ class WeightPerturbed:
             )
         if not gamma >= 0.0:
             raise ValueError(f"gamma must be at least 0, got {gamma!r}.")
-        self.method, self.gamma = method, gamma
-
-    @property
-    def ball(self):
-        """The threat model of the method."""
-        return self.method.ball
-
-    @property
-    def scale(self) -> float:
-        """Share of the radius in use now."""
-        return self.method.scale
-
-    @scale.setter
-    def scale(self, value):
-        self.method.scale = value
-
-    @property
-    def sample_weights(self):
-        """Weights of the samples of the batch."""
-        return self.method.sample_weights
-
-    @sample_weights.setter
-    def sample_weights(self, value):
-        self.method.sample_weights = value
+        super().__init__(method)
+        self.gamma = gamma
 
     def step(self, model, optimizer, x, y, rows) -> dict[str, float]:
         """Update the model's parameters by one batch; see `Method.step`."""
@@ -91,11 +69,3 @@ class WeightPerturbed:
             length = 0.0 if gradient is None else gradient.norm()
             if length > 0.0:
                 weight += (self.gamma * weight.norm() / length) * gradient
-
-    def state_dict(self) -> dict:
-        """Return what the method remembers."""
-        return self.method.state_dict()
-
-    def load_state_dict(self, state):
-        """Let the method take up what it remembered."""
-        self.method.load_state_dict(state)

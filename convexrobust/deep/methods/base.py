@@ -183,6 +183,50 @@ def weighted(method, weights):
         method.sample_weights = None
 
 
+class WrappedMethod:
+    """A method around another one, whose ball, radius, weights and memory are its own.
+
+    Parameters
+    ----------
+    method : Method
+        The other one.
+    """
+
+    def __init__(self, method):
+        self.method = method
+
+    @property
+    def ball(self) -> LpBall:
+        """The threat model."""
+        return self.method.ball
+
+    @property
+    def scale(self) -> float:
+        """The share of the radius in use."""
+        return self.method.scale
+
+    @scale.setter
+    def scale(self, value):
+        self.method.scale = value
+
+    @property
+    def sample_weights(self):
+        """The weights of the samples of the batch."""
+        return self.method.sample_weights
+
+    @sample_weights.setter
+    def sample_weights(self, value):
+        self.method.sample_weights = value
+
+    def state_dict(self) -> dict:
+        """Return what the method remembers, for a checkpoint."""
+        return self.method.state_dict()
+
+    def load_state_dict(self, state):
+        """Let the method take up what it remembered."""
+        self.method.load_state_dict(state)
+
+
 def innermost(method) -> Method:
     """Return the method that others are wrapped around, such as `WeightPerturbed`."""
     while hasattr(method, "method"):
