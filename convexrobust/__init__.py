@@ -9,6 +9,7 @@ from convexrobust.estimators import (
     ConvexRobustClassifier,
     ConvexRobustRegressor,
     RegularizationPath,
+    RegularizationPathCV,
     largest_beta,
     regularization_path,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Logistic",
     "LpBall",
     "RegularizationPath",
+    "RegularizationPathCV",
     "Solution",
     "SolverError",
     "Squared",

@@ -38,6 +38,14 @@ def test_interior_point(program):
     assert default_solver(program, tol=1e-6).tol == 1e-6
 
 
+def test_admm_for_rough_solutions_of_soft_programs():
+    program = program_of(50, 10, 50)  # 1000 unknowns
+    assert isinstance(default_solver(program, tol=1e-3), InteriorPoint)
+    assert isinstance(default_solver(program, tol=1e-2), ADMM)
+    for sparse in (program_of(50, 10, 50, 0.0), program_of(50, 10, 50, 0.1, "hard")):
+        assert isinstance(default_solver(sparse, tol=1e-2), InteriorPoint)
+
+
 def test_admm_for_large_ones():
     program = program_of(2500, 30, 80)
     solver = default_solver(program, max_iter=7)

@@ -143,14 +143,14 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
         asked_for = self.patterns is not None or self.n_patterns is not None
         return not asked_for and self.solver is None and self.formulation == "soft"
 
-    def _default_solver(self, program):
+    def _default_solver(self, program, tol=None):
         """Return the solver of the program's patterns, or one that generates patterns."""
-        solver = default_solver(program)
         if not self._generates():
-            return solver
+            return default_solver(program, tol)
         entries = program.X.size // program.n_outputs
         width = int(np.clip(entries // _ENTRIES_PER_NEURON, *_WIDTHS))
         return WorkingSet(
+            1e-2 if tol is None else tol,
             width=width,
             n_new=max(width // 2, 8),
             max_rounds=3 if program.n_outputs == 1 else 2,

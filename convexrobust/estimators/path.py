@@ -92,7 +92,7 @@ class RegularizationPath:
 
 
 def regularization_path(
-    estimator, X, y, *, betas=None, epsilons=None, sample_weight=None
+    estimator, X, y, *, betas=None, epsilons=None, sample_weight=None, tol=None
 ) -> RegularizationPath:
     """Fit an estimator for every beta and epsilon, each from the solution of the last.
 
@@ -110,6 +110,9 @@ def regularization_path(
         proportion. Default: that of the estimator.
     sample_weight : array-like of shape (n,), optional
         Weights.
+    tol : float, optional
+        Gap, relative to the objective of the zero network, that the default solver stops at; its
+        own choice by default. Without effect where the estimator has a solver.
 
     Returns
     -------
@@ -135,7 +138,7 @@ def regularization_path(
     smallest = ball.scaled_to(epsilons[0]).epsilon
     template, programs = _prepared(estimator, X, y, smallest, sample_weight)
     betas = _default_betas(programs) if betas is None else _grid("betas", betas)[::-1]
-    chains = [_Chain(program, _solver_of(estimator, program)) for program in programs]
+    chains = [_Chain(program, _solver_of(estimator, program, tol)) for program in programs]
     fits = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The fitted network is constant")
@@ -145,6 +148,15 @@ def regularization_path(
             epsilon = ball.scaled_to(epsilon).epsilon
             fits.append([_fitted(template, estimator, chains, epsilon, beta) for beta in betas])
     return _collected(betas, epsilons, fits)
+
+
+def beta_grid(estimator, X, y, betas=None, sample_weight=None) -> np.ndarray:
+    """Return the betas of a path in the order given, or by default those of the whole data."""
+    _check_estimator(estimator)
+    if betas is None:
+        return _default_betas(_prepared(estimator, X, y, estimator.epsilon, sample_weight)[1])
+    _grid("betas", betas)
+    return np.asarray(betas, dtype=np.float64)
 
 
 def largest_beta(program: ConvexProgram) -> float:
@@ -250,10 +262,10 @@ def _prepared(estimator, X, y, epsilon, sample_weight):
     return template, recorder.programs
 
 
-def _solver_of(estimator, program) -> Solver:
+def _solver_of(estimator, program, tol) -> Solver:
     """Return a solver of the program that keeps nothing for others."""
     if estimator.solver is None:
-        return estimator._default_solver(program)
+        return estimator._default_solver(program, tol)
     return copy.deepcopy(estimator.solver)
 
 

@@ -11,6 +11,7 @@ from convexrobust.solvers.conic import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint
 
 _DENSE = 2000  # unknowns, or rows, up to which a few dozen dense factorisations take seconds
+_ROUGH, _DENSE_ROUGH = 1e-2, 600  # relative gap from which on ADMM is quicker beyond so many
 _SINGLE = 1e-3  # relative gap that single precision reaches
 _LARGE = 10_000_000  # rows times unknowns from which its speed, twice that of double, matters
 
@@ -28,12 +29,12 @@ def default_solver(
 ) -> Solver:
     r"""Return the solver for the patterns of a program that its size asks for.
 
-    `InteriorPoint` up to 2000 unknowns (2 C d P), and up to 2000 rows where cones are constraints
-    (few neurons remain, see there) or nothing is perturbed (the factorisations fall into blocks);
-    beyond that `ADMM`, or `ConicSolver` where torch is not installed. Programs with copies go to
-    `ConicSolver`, and large ones to `ADMM` if they have one output and no logistic loss. `ADMM`
-    runs in single precision on large programs, if ``tol`` is at least 1e-3; its bounds are in
-    double precision all the same.
+    `InteriorPoint` up to 2000 unknowns (2 C d P), or 600 for a soft program whose gap may be 1e-2,
+    and up to 2000 rows where cones are constraints (few neurons remain, see there) or nothing is
+    perturbed (the factorisations fall into blocks); beyond that `ADMM`, or `ConicSolver` where
+    torch is not installed. Programs with copies go to `ConicSolver`, and large ones to `ADMM` if
+    they have one output and no logistic loss. `ADMM` runs in single precision on large programs, if
+    ``tol`` is at least 1e-3; its bounds are in double precision all the same.
 
     Parameters
     ----------
@@ -47,7 +48,9 @@ def default_solver(
     unknowns, n = 2 * program.D.shape[1] * program.X.shape[1] * program.n_outputs, len(program.X)
     if program.copy_of is None:
         sparse = program.sets.radius == 0.0 or program.formulation != "soft"
-        if unknowns <= _DENSE or (sparse and n <= _DENSE):
+        rough = tol is not None and tol >= _ROUGH
+        dense = _DENSE if sparse or not rough else _DENSE_ROUGH
+        if unknowns <= dense or (sparse and n <= _DENSE):
             return InteriorPoint(1e-4 if tol is None else tol)
     elif n * unknowns <= 20 * _DENSE or not _splits_copies(program):
         return ConicSolver()
