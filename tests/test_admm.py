@@ -78,14 +78,36 @@ def test_single_precision_and_sample_weights():
 
 
 def test_goes_on_where_it_stopped():
-    program = program_of(Hinge(), BALLS[2])
+    program = program_of(SquaredHinge(), BALLS[2])
     with pytest.warns(ConvergenceWarning, match="ADMM stopped"):
         first = ADMM(1e-9, 400).solve(program)
     with pytest.warns(ConvergenceWarning, match="ADMM stopped"):
         second = ADMM(1e-9, 50).solve(program, first)
     with pytest.warns(ConvergenceWarning, match="ADMM stopped"):
         cold = ADMM(1e-9, 50).solve(program)
-    assert second.gap <= 1.5 * first.gap < cold.gap
+    assert first.gap < second.gap < 0.01 * cold.gap
+
+
+@pytest.mark.parametrize("ball", BALLS, ids=repr)
+def test_the_logistic_loss_to_high_accuracy(ball):
+    solution = ADMM(1e-7, 1000).solve(program_of(Logistic(), ball))
+    assert solution.gap < 1e-7 * solution.objective
+
+
+def test_the_balance_of_the_logistic_loss_has_its_root_everywhere():
+    """Bends of all sizes, where Newton's method from elsewhere goes to and fro for ever."""
+    rng = np.random.default_rng(0)
+    n = 2000
+    program = program_of(Logistic(), BALLS[0])
+    program = replace(
+        program, X=np.resize(program.X, (n, 3)), y=np.resize(program.y, n), D=np.ones((n, 1))
+    )
+    balance = Balance(program, torch.zeros((), dtype=torch.float64))
+    constant = torch.as_tensor(rng.normal(size=(1, n)) * 10.0 ** rng.uniform(-2, 3, (1, n)))
+    slope = torch.as_tensor(n * 10.0 ** rng.uniform(-6, 4, (1, n)))
+    a = balance(constant, slope)
+    expected = torch.sigmoid(-(constant + slope * a)) / n
+    assert torch.allclose(a, expected, rtol=1e-6, atol=1e-12)
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -298,12 +298,14 @@ def start_of(method, x):
     return Region(torch_backend, x, method.ball).random_points(rng)
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.1])
 @pytest.mark.parametrize("n_outputs", [1, 3])
-def test_the_implicit_gradient_is_that_of_the_formula(n_outputs):
+def test_the_implicit_gradient_is_that_of_the_formula(n_outputs, weight):
     """l-inf with bounds: the mixed second derivatives in full, masked by the KKT conditions."""
     model, (x, y, rows) = mlp(4, n_outputs), batch(8, 4, max(n_outputs, 2))
     x = x.clip(-1.0, 1.0)
-    method = FastBat(LpBall(np.inf, 0.3, (-1.0, 1.0)), n_steps=1, step=1.0)
+    ball = LpBall(np.inf, 0.3, (-1.0, 1.0))
+    method = FastBat(ball, n_steps=1, step=1.0, implicit_weight=weight)
     z, weights = start_of(method, x), list(model.parameters())
 
     def input_gradient(*values):
@@ -324,7 +326,7 @@ def test_the_implicit_gradient_is_that_of_the_formula(n_outputs):
     mixed = torch.autograd.functional.jacobian(input_gradient, tuple(weights))
     row = (inverse_lambda * inside * slope).flatten()
     implicit = torch.cat([row @ J.flatten(0, 1).flatten(1) for J in mixed])
-    expected = torch.cat([gradient.flatten() for gradient in direct]) + implicit
+    expected = torch.cat([gradient.flatten() for gradient in direct]) + weight * implicit
     method.step(model, sgd(model, lr=0.0), x, y, rows)
     assert implicit.norm() > 1e-3 * expected.norm()
     assert torch.allclose(gradients(model), expected, rtol=0.0, atol=1e-12)
@@ -353,7 +355,7 @@ def test_the_gradient_is_autograd_through_the_projection(p):
     """Two steps, any norm, radii per feature."""
     model, (x, y, rows) = mlp(5, 3), batch(12, 5, 3)
     epsilon = torch.linspace(0.2, 0.6, 5, dtype=torch.float64)
-    method = FastBat(LpBall(p, epsilon.numpy()), step=0.8)
+    method = FastBat(LpBall(p, epsilon.numpy()), step=0.8, implicit_weight=1.0)
     points = start_of(method, x)
     for last in (False, True):
         leaf = points.detach().requires_grad_()
@@ -390,7 +392,7 @@ def test_the_derivative_of_the_projection(p):
 def test_the_attack_solves_the_lower_level(p):
     """The linearised loss with its quadratic term, over the ball, by cvxpy."""
     model, (x, y, _) = mlp(4, 1), batch(5, 4)
-    method = FastBat(LpBall(p, 0.3), n_steps=1, step=1.5)
+    method = FastBat(LpBall(p, 0.3), n_steps=1, step=1.5, implicit_weight=1.0)
     z = start_of(method, x)
     leaf = z.clone().requires_grad_()
     sample_losses(model(leaf), y).sum().backward()
@@ -687,6 +689,7 @@ def test_ssds_moves_weights_and_perturbations_by_its_formulas():
         (lambda ball: Dale(ball, n_steps=0), "n_steps must be at least 1"),
         (lambda ball: FastBat(ball, sign=True), "sign=True is for l-inf"),
         (lambda ball: FastBat(ball, step=-1.0), "step must be positive"),
+        (lambda ball: FastBat(ball, implicit_weight=-1.0), "implicit_weight must be at least 0"),
         (lambda ball: Ssds(ball, 5, variant="nola"), "variant must be one of"),
         (lambda ball: Ssds(ball, 5, ascent="sign"), "ascent must be one of"),
         (lambda ball: Ssds(ball, 0), "n_rows must be at least 1"),

@@ -43,10 +43,11 @@ RADIUS = 0.3  # of the small problem
 BALL = LpBall(np.inf, 0.25, (0.0, 1.0))  # around images
 SIZE = 16  # their height and width
 N_EPOCHS, LEARNING_RATE = 16, 0.005
+BI_LEVEL = partial(FastBat, implicit_weight=1.0)  # as the formula says
 METHODS = {
     "FGSM-AT": Attacked.fgsm,
     "Fast-AT": Attacked.fast,
-    "Fast-BAT": FastBat,
+    "Fast-BAT": BI_LEVEL,
     "Fast-BAT, direct gradient": partial(FastBat, implicit_gradient=False),
     "DALE": partial(Dale, n_steps=5, step=0.4),
 }
@@ -168,7 +169,7 @@ def lower_level(small, n_checked=10):
 
 def implicit_gradient(small):
     """Compare the implicit gradient of `FastBat` with the formula."""
-    model, method = small.network(), partial(FastBat, small.ball, n_steps=1, step=1.0)
+    model, method = small.network(), partial(BI_LEVEL, small.ball, n_steps=1, step=1.0)
     full = weight_gradient(method(), model, small.x, small.y)
     direct = weight_gradient(method(implicit_gradient=False), model, small.x, small.y)
     points, g, lam = small.solution(model, small.start(model))
@@ -193,7 +194,7 @@ def differences(small, n_directions=10, h=1e-5):
     model = small.network()
     z = small.start(model)
     _, _, lam = small.solution(model, z)
-    method = FastBat(small.ball, n_steps=1, step=1.0)
+    method = BI_LEVEL(small.ball, n_steps=1, step=1.0)
     full = weight_gradient(method, model, small.x, small.y)
     alone = FastBat(small.ball, n_steps=1, step=1.0, implicit_gradient=False)
     direct = weight_gradient(alone, model, small.x, small.y)
@@ -386,7 +387,7 @@ def implicit_share(models, quick):
     shares = {}
     for name, model in models.items():
         model.train()
-        full = weight_gradient(FastBat(BALL), model, x, y)
+        full = weight_gradient(BI_LEVEL(BALL), model, x, y)
         direct = weight_gradient(FastBat(BALL, implicit_gradient=False), model, x, y)
         shares[name] = ((full - direct).norm() / direct.norm()).item()
     return Finding(

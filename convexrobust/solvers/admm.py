@@ -185,7 +185,7 @@ class _Splitting:
             if shared in point.slopes:
                 share = sign / program.margin_map.slope_of.count(shared)
                 pull[e] += share * xp.constant(point.slopes[shared], s.M)
-        pulled, reached = self.cones.products(b, s.Z, s.A)
+        pulled, reached = self.cones.pull(b, s.Z, s.A)
         towards = self.least_squares.slopes_adjoint(pull)
         M, Z = s.M + pull / rho.M, s.Z - (torch.stack([towards, -towards]) - pulled) / rho.Z
         self.state = Blocks(M, Z, None if reached is None else s.A - reached / rho.A)

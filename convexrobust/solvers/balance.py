@@ -17,7 +17,7 @@ import torch
 from convexrobust.backends import torch as xp
 from convexrobust.losses import Logistic
 
-_BISECTIONS = 40
+_BISECTIONS, _NEWTON_STEPS = 40, 40  # at most
 
 
 class Balance:
@@ -118,19 +118,17 @@ class Balance:
         return ((found - constant) / slope).clamp_min(0.0)
 
     def _logistic(self, constant, slope, k0, k1):
-        """One margin m = c + s * sigmoid(-m) * weight: Newton, kept in the bracket [c, c + s w]."""
+        """One margin m = c + s * sigmoid(-m): convex on one side of 0 and concave on the other.
+
+        Newton's steps from 0 therefore go to the root from one side, wherever it is.
+        """
         constant, slope = constant[0] + k0, (slope[0] + k1) * self.weight
-        m = constant.clone()
-        low, high = constant, constant + slope
-        for _ in range(_BISECTIONS):
+        m = torch.zeros_like(constant)
+        for _ in range(_NEWTON_STEPS):
             share = torch.sigmoid(-m)
-            value = m - constant - slope * share
-            low, high = torch.where(value < 0, m, low), torch.where(value > 0, m, high)
-            step = m - value / (1.0 + slope * share * (1.0 - share))
-            step = torch.where((step <= low) | (step >= high), (low + high) / 2.0, step)
-            done = torch.abs(step - m).max() <= 1e-9 * (1.0 + torch.abs(m).max())
-            m = step
-            if done:
+            step = (m - constant - slope * share) / (1.0 + slope * share * (1.0 - share))
+            m = m - step
+            if torch.abs(step).max() <= 1e-9 * (1.0 + torch.abs(m).max()):
                 break
         return (self.weight * torch.sigmoid(-m))[None]
 

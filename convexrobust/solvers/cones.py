@@ -27,15 +27,13 @@ _LARGEST_RATIO = 100.0  # of the weights of reaches and pre-activations
 
 
 class _Rows(NamedTuple):
-    """The cone rows of the neurons of one side and output."""
+    """The cone rows of the neurons of one side and output, and where they are stacked."""
 
     side: int
     output: int
+    part: slice
     rows: torch.Tensor
     X: torch.Tensor
-    opposite: torch.Tensor  # -S
-    margin: torch.Tensor  # number of the margin that alone pays for the slack
-    shared: bool  # all margins pay for it
 
 
 class Charge(NamedTuple):
@@ -52,7 +50,7 @@ class Charge(NamedTuple):
 
 
 class ConeCopies:
-    """The cone rows of a program in ADMM.
+    """The cone rows of a program in ADMM, those of all sides and outputs stacked into (m, P).
 
     Parameters
     ----------
@@ -70,10 +68,33 @@ class ConeCopies:
         self.reach, self.soft = reach, program.formulation == "soft"
         self.rho, self.rho_reach = rho, rho_reach
         self.X, self.gram = X, X.T @ X
-        self.n_margins = program.margin_map.offsets.shape[1]
         self.blocks = _blocks(program, X)
-        self.b = [torch.zeros_like(block.opposite) for block in self.blocks]
-        self.buffers = [torch.empty_like(block.opposite) for block in self.blocks]
+        self.parts = [block.part for block in self.blocks]
+        if reach is not None:
+            self.reaches = [reach.of_rows(block.rows) for block in self.blocks]
+        opposite = 1.0 - 2.0 * xp.constant(program.D, X)
+        self.opposite = torch.cat([opposite[block.rows] for block in self.blocks])  # -S
+        self.b, self.buffer = torch.zeros_like(self.opposite), torch.empty_like(self.opposite)
+        self._find_payers(program, X)
+
+    def _find_payers(self, program, X):
+        """Find which multipliers cap those of each slack: of one margin, or all of a sample.
+
+        Slacks of W are shared by all margins where there are several outputs.
+        """
+        n, last = len(X), self.blocks[-1].part.stop
+        rows = torch.cat([block.rows for block in self.blocks])
+        n_own = last
+        if program.n_outputs > 1:
+            n_own = next(block.part.start for block in self.blocks if block.side == 1)
+        margins = []
+        for block in self.blocks:
+            sign = -1.0 if block.side == 0 else 1.0
+            pays = sign * program.margin_map.directions[block.rows.cpu().numpy(), :, block.output]
+            margins.append(torch.as_tensor((pays > 0).argmax(axis=1), device=X.device))
+        self.own, self.shared = slice(0, n_own), slice(n_own, last)
+        self.payers = (torch.cat(margins) * n + rows)[self.own]
+        self.sharers = rows[self.shared]
 
     @property
     def kappa(self) -> float:
@@ -81,38 +102,48 @@ class ConeCopies:
         return 1.0 / self.rho + (0.0 if self.reach is None else 1.0 / self.rho_reach)
 
     def start(self, U, A, b=None):
-        """Set the state to that of weights U (2, C, d, P), bounds A and multipliers b."""
+        """Set the state to that of weights U (2, C, d, P), bounds A and multipliers b.
+
+        ``b`` is a list of arrays, those of V and then of W, one for each output.
+        """
         if b is not None:
-            self.b = b
-        gaps = self._gaps(U, A)
-        self.gaps = [gap + self.kappa * b for gap, b in zip(gaps, self.b, strict=True)]
-        pulled, reached = self.products(self.b, U, A)
+            self.b = torch.cat(b)
+        self.gaps = self._gaps(U, A) + self.kappa * self.b
+        pulled, reached = self._products(U, A)
         self.XH = self.gram @ U - pulled / self.rho
         self.RT = None if A is None else self.reach.gram(A) + reached / self.rho_reach
         self.old_copies = None
 
     def _gaps(self, U, A, measure=False):
-        """Return R A - S (X U) at the rows of each block, in the buffers."""
-        self.sizes = [0.0, 0.0]
-        for block, gap in zip(self.blocks, self.buffers, strict=True):
-            torch.mm(block.X, U[block.side, block.output], out=gap).mul_(block.opposite)
-            if A is not None:
-                reach = self.reach.at(A[block.side, block.output], block.rows)
-                if measure:
-                    self.sizes[0] += _norm([gap])
-                    self.sizes[1] += _norm([reach.expand_as(gap)])
-                gap += reach
-        return self.buffers
+        """Return R A - S (X U) at all rows, in the buffer."""
+        gaps = self.buffer
+        for block in self.blocks:
+            torch.mm(block.X, U[block.side, block.output], out=gaps[block.part])
+        gaps *= self.opposite
+        if A is None:
+            return gaps
+        before = _norm(gaps) if measure else 0.0
+        copy = gaps.clone() if measure else None
+        for block, reach in zip(self.blocks, self.reaches, strict=True):
+            reach.add_to(gaps[block.part], A[block.side, block.output])
+        if measure:
+            self.sizes = [before, _norm(gaps - copy)]
+        return gaps
 
-    def products(self, b, U, A):
+    def pull(self, b, U, A):
+        """Return X'(S b) and R'b for a list b as in `start`, of the shapes of U and A."""
+        return self._products(U, A, torch.cat(b))
+
+    def _products(self, U, A, b=None):
         """Return X'(S b) and R'b, of the shapes of U (2, C, d, P) and A; None without reaches."""
-        pulled, reached = torch.zeros_like(U), None if A is None else torch.zeros_like(A)
-        for block, part, buffer in zip(self.blocks, b, self.buffers, strict=True):
-            signed = torch.mul(block.opposite, part, out=buffer)
-            pulled[block.side, block.output] = -(block.X.T @ signed)
+        b = self.b if b is None else b
+        signed = torch.mul(self.opposite, b, out=self.buffer)
+        pulled, reached = torch.empty_like(U), None if A is None else torch.empty_like(A)
+        for k, (side, output, part, _, X) in enumerate(self.blocks):
+            torch.mm(X.T, signed[part], out=pulled[side, output])
             if reached is not None:
-                reached[block.side, block.output] = self.reach.adjoint(part, block.rows)
-        return pulled, reached
+                reached[side, output] = self.reaches[k].adjoint(b[part])
+        return pulled.neg_(), reached
 
     # ---------------------------------------------------------------- one iteration
 
@@ -120,36 +151,37 @@ class ConeCopies:
         """Return what the slacks cost at multipliers a (E, n); None for cone constraints."""
         if not self.soft:
             return None
-        own, slope = torch.zeros_like(a), torch.zeros_like(a)
-        shared, shared_slope = torch.zeros_like(a[0]), torch.zeros_like(a[0])
-        for block, gap, buffer in zip(self.blocks, self.gaps, self.buffers, strict=True):
-            excess = torch.sub(gap, self._cap(block, a), alpha=self.kappa, out=buffer)
-            value = excess.clamp_min_(0.0).sum(dim=1)
-            steepness = self.kappa * excess.sign_().sum(dim=1)
-            if block.shared:
-                shared[block.rows], shared_slope[block.rows] = value, steepness
-            else:
-                own[block.margin, block.rows] = value
-                slope[block.margin, block.rows] = steepness
-        if not any(block.shared for block in self.blocks):
-            return Charge(own, slope)
-        return Charge(own, slope, shared, shared_slope)
+        excess = torch.sub(self.gaps, self._caps(a), alpha=self.kappa, out=self.buffer)
+        value = excess.clamp_min_(0.0).sum(dim=1)
+        slope = self.kappa * excess.sign_().sum(dim=1)
+        own = [
+            a.new_zeros(a.numel()).index_copy_(0, self.payers, paid[self.own]).view(a.shape)
+            for paid in (value, slope)
+        ]
+        if len(self.sharers) == 0:
+            return Charge(*own)
+        shared = [
+            a.new_zeros(a.shape[1]).index_copy_(0, self.sharers, paid[self.shared])
+            for paid in (value, slope)
+        ]
+        return Charge(*own, *shared)
 
-    def _cap(self, block, a):
-        """Return the multipliers (len(rows), 1) that cap those of slacks."""
-        cap = a.sum(dim=0)[block.rows] if block.shared else a[block.margin, block.rows]
-        return cap[:, None]
+    def _caps(self, a):
+        """Return the multipliers (m, 1) that cap those of the slacks."""
+        caps = a.reshape(-1)[self.payers]
+        if len(self.sharers) > 0:
+            caps = torch.cat([caps, a.sum(dim=0)[self.sharers]])
+        return caps[:, None]
 
     def settle(self, a):
         """Set the multipliers b for those of the margins, a (E, n)."""
-        for block, gap, b in zip(self.blocks, self.gaps, self.b, strict=True):
-            torch.mul(gap, 1.0 / self.kappa, out=b).clamp_min_(0.0)
-            if self.soft:
-                torch.minimum(b, self._cap(block, a), out=b)
+        torch.mul(self.gaps, 1.0 / self.kappa, out=self.b).clamp_min_(0.0)
+        if self.soft:
+            torch.minimum(self.b, self._caps(a), out=self.b)
 
     def targets(self, U, A):
         """Return X'(2 h - s) and R'(2 t - s), s the state of the copies h and t."""
-        self.pulled, self.reached = self.products(self.b, U, A)
+        self.pulled, self.reached = self._products(U, A)
         XH = torch.add(self.XH, self.pulled, alpha=2.0 / self.rho)
         if self.reach is None:
             return XH, None
@@ -159,8 +191,7 @@ class ConeCopies:
         """Move the state towards the new weights; with ``measure`` return the imbalance."""
         gaps = self._gaps(U, A, measure)
         imbalance = self._imbalance(gaps) if measure else None
-        for state, gap, b in zip(self.gaps, gaps, self.b, strict=True):
-            state.lerp_(gap.add_(b, alpha=self.kappa), relaxation)
+        self.gaps.lerp_(gaps.add_(self.b, alpha=self.kappa), relaxation)
         self.XH.lerp_(torch.sub(self.gram @ U, self.pulled, alpha=1.0 / self.rho), relaxation)
         if self.reach is not None:
             reached = torch.add(self.reach.gram(A), self.reached, alpha=1.0 / self.rho_reach)
@@ -169,14 +200,12 @@ class ConeCopies:
 
     def _imbalance(self, gaps):
         """Return relative primal and dual errors; the latter needs the copies of the last time."""
-        copies = [g - self.kappa * b for g, b in zip(self.gaps, self.b, strict=True)]
+        copies = self.gaps - self.kappa * self.b
         old, self.old_copies = self.old_copies, copies
         if old is None:
             return None
-        apart = _norm([x - z for x, z in zip(gaps, copies, strict=True)])
-        moved = _norm([z - o for z, o in zip(copies, old, strict=True)])
-        primal = apart / max(_norm(gaps), _norm(copies), _TINY)
-        return primal, moved / max(self.kappa * _norm(self.b), _TINY)
+        primal = _norm(gaps - copies) / max(_norm(gaps), _norm(copies), _TINY)
+        return primal, _norm(copies - old) / max(self.kappa * _norm(self.b), _TINY)
 
     def rescale(self, factor):
         """Multiply the weights by a factor, keeping copies and multipliers.
@@ -187,11 +216,10 @@ class ConeCopies:
         before = self.kappa, 1.0 / self.rho, 1.0 / self.rho_reach
         product = self.rho * self.rho_reach * factor**2
         ratio = 1.0
-        if min(self.sizes) > 0.0:
+        if self.reach is not None and min(self.sizes) > 0.0:
             ratio = np.clip(self.sizes[0] / self.sizes[1], 1.0 / _LARGEST_RATIO, _LARGEST_RATIO)
         self.rho, self.rho_reach = float(np.sqrt(product / ratio)), float(np.sqrt(product * ratio))
-        for gap, b in zip(self.gaps, self.b, strict=True):
-            gap.add_(b, alpha=self.kappa - before[0])
+        self.gaps.add_(self.b, alpha=self.kappa - before[0])
         self.XH = self.XH - (1.0 / self.rho - before[1]) * self.pulled
         if self.reach is not None:
             self.RT = self.RT + (1.0 / self.rho_reach - before[2]) * self.reached
@@ -199,31 +227,23 @@ class ConeCopies:
 
     def multipliers(self, side):
         """Return the multipliers of one side (0: V, 1: W) as NumPy arrays, one for each output."""
-        found = {
-            block.output: b.double().cpu().numpy().copy()  # b changes in place
-            for block, b in zip(self.blocks, self.b, strict=True)
-            if block.side == side
-        }
-        return [found[c] for c in sorted(found)]
+        b = self.b.double().cpu().numpy()
+        return [b[block.part].copy() for block in self.blocks if block.side == side]
 
 
 _TINY = np.finfo(np.float32).tiny
 
 
-def _norm(arrays) -> float:
-    return float(sum(torch.sum(A * A) for A in arrays)) ** 0.5
+def _norm(A) -> float:
+    return float(torch.sum(A * A)) ** 0.5
 
 
 def _blocks(program, X):
-    """Return the cone rows of every side and output."""
-    directions, n = program.margin_map.directions, len(program.X)
-    opposite = 1.0 - 2.0 * xp.constant(program.D, X)
-    blocks = []
+    """Return the cone rows of every side and output: V first, each in the order of the outputs."""
+    blocks, start = [], 0
     for side, all_rows in enumerate((program.rows_v, program.rows_w)):
-        for c, r in enumerate(all_rows):
-            pays = (directions[r, :, c] < 0) if side == 0 else (directions[r, :, c] > 0)
-            margin = torch.as_tensor(pays.argmax(axis=1), device=X.device)
-            rows, shared = torch.as_tensor(r, device=X.device), side == 1 and program.n_outputs > 1
-            data = (X, opposite) if len(r) == n else (X[rows], opposite[rows])
-            blocks.append(_Rows(side, c, rows, *data, margin, shared))
+        for output, r in enumerate(all_rows):
+            rows = torch.as_tensor(r, device=X.device)
+            part, start = slice(start, start + len(r)), start + len(r)
+            blocks.append(_Rows(side, output, part, rows, X if len(r) == len(X) else X[rows]))
     return blocks

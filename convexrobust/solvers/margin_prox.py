@@ -26,7 +26,7 @@ from convexrobust.backends import torch as xp
 from convexrobust.perturbations import project_rows
 from convexrobust.solvers.balance import Balance
 
-_NEWTON_STEPS = 2
+_SETTLED = 1e-6  # change of the multipliers, in units of the largest, after which one step will do
 _ROWS_IN_CACHE = 1024  # that a CPU works on at a time: large temporary arrays cost page faults
 
 
@@ -60,20 +60,15 @@ class MarginProx:
         ``a`` are the multipliers to start at, ``charge(a)`` is what the slacks cost, a `Charge` or
         None.
         """
-        single = len(a) == 1 and self.balance.samples is None
-        low, high = torch.zeros_like(a), self.balance.largest.expand_as(a)
-        for _ in range(_NEWTON_STEPS):
-            new = self._newton(M, rho, a, charge(a))
-            if single:
-                # The root lies on the side to which the step points; one that leaves the bracket
-                # is replaced by its middle.
-                low, high = torch.where(new > a, a, low), torch.where(new < a, a, high)
-                outside = (new < low) | (new > high)
-                new = torch.where(outside, (low + high) / 2.0, new)
-            change, a = torch.abs(new - a).max(), new
-            if change <= 1e-6 * self.unit:
-                break
-        return a, self._moved(M, rho, a)
+        first = self._newton(M, rho, a, charge(a))
+        if torch.abs(first - a).max() <= _SETTLED * self.unit:
+            return first, self._moved(M, rho, first)
+        second = self._newton(M, rho, first, charge(first))
+        if len(a) == 1 and self.balance.samples is None:
+            # The root is on the side to which the first step points.
+            back = (second - a) * (first - a) < 0.0
+            second = torch.where(back, (first + a) / 2.0, second)
+        return second, self._moved(M, rho, second)
 
     def _moved(self, M, rho, a):
         """Return the proximal point that belongs to the multipliers."""

@@ -48,12 +48,16 @@ class SharedReach:
             return (self.axes[:, None] * U).abs_().sum(dim=-2)
         return torch.linalg.vector_norm(self.axes[:, None] * U, ord=DUAL_NORM[self.p], dim=-2)
 
-    def at(self, A, rows):
-        """Return R A at some rows for A (P,) of one side and output: (1, P)."""
-        return A[None]
+    def of_rows(self, rows):
+        """Return R at some rows: they are all alike."""
+        return self
 
-    def adjoint(self, T, rows):
-        """Return R'T for T (len(rows), P)."""
+    def add_to(self, T, A):
+        """Add R A to T (m, P), in place, for A (P,) of one side and output."""
+        T += A
+
+    def adjoint(self, T):
+        """Return R'T for T (m, P)."""
         return T.sum(dim=0)
 
     def gram(self, A):
@@ -114,13 +118,9 @@ class BoxReach:
         """Return the smallest A for U (2, C, d, P)."""
         return torch.abs(U)
 
-    def at(self, A, rows):
-        """Return R A at some rows for A (d, P) of one side and output: (len(rows), P)."""
-        return self.R[rows] @ A
-
-    def adjoint(self, T, rows):
-        """Return R'T for T (len(rows), P)."""
-        return self.R[rows].T @ T
+    def of_rows(self, rows):
+        """Return R at some rows."""
+        return _Boxes(self.R[rows])
 
     def gram(self, A):
         """Return R'R A."""
@@ -153,3 +153,18 @@ class BoxReach:
         cut = torch.minimum(size, bound / (s + kappa))
         point = shrunk(torch.sign(Z) * cut, threshold)
         return point, torch.maximum(torch.abs(point), torch.add(A, size - cut, alpha=kappa))
+
+
+class _Boxes:
+    """The boxes R (m, d) of some rows."""
+
+    def __init__(self, R):
+        self.R = R
+
+    def add_to(self, T, A):
+        """Add R A to T (m, P), in place, for A (d, P) of one side and output."""
+        T.addmm_(self.R, A)
+
+    def adjoint(self, T):
+        """Return R'T for T (m, P)."""
+        return self.R.T @ T

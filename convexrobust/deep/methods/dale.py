@@ -81,9 +81,9 @@ class Dale(SamplingMethod):
     noise (0.001 and 0.01 times Laplace's, beside gradients of means of 64 rows) is a temperature of
     0.0005 to 0.0009 in the units here. Steps are along signs, so that this is no temperature of
     :math:`\ell^{1/T}`: what counts is the noise beside the gradient of each coordinate, which is
-    the smaller the more robust the model is and the more coordinates there are. Where samples turn
-    out weaker than those of projected gradient ascent, lower it; and raise ``margin`` if the
-    multiplier grows, since the clean loss then outweighs the robust one.
+    the smaller the more robust the model is and the more coordinates there are. On pictures the
+    noise of the paper's code drowns the gradients, and robustness with them: hence the low default.
+    Raise ``margin`` if the multiplier grows, since the clean loss then outweighs the robust one.
 
     References
     ----------
@@ -97,7 +97,7 @@ class Dale(SamplingMethod):
         margin=0.1,
         dual_step=0.01,
         multiplier=None,
-        temperature=1e-3,
+        temperature=1e-7,
         n_steps=10,
         step=0.25,
         mode="eval",

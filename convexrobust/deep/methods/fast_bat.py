@@ -32,7 +32,8 @@ class FastBat(SamplingMethod):
               = \tfrac1\lambda\, \Pi_C'\, \nabla^2_{\delta \theta} \ell(\theta, z),
 
     the second term being the implicit gradient. For l-inf :math:`\Pi_C'` is 1 for coordinates
-    inside the ball and the bounds, 0 for the others.
+    inside the ball and the bounds, 0 for the others. As in the paper, where the two terms have
+    steps of their own, the second one is added with a weight.
 
     Parameters
     ----------
@@ -40,6 +41,8 @@ class FastBat(SamplingMethod):
         The threat model.
     implicit_gradient : bool
         Whether the second term is added, which costs a second derivative.
+    implicit_weight : float
+        Its weight; 1 is the derivative of the formula.
     sign : bool
         Takes the sign of the gradient (l-inf only). The implicit gradient is then exactly 0. With
         ``n_steps=1, step=1.25`` this is FGSM training with random starts (Fast-AT).
@@ -63,10 +66,9 @@ class FastBat(SamplingMethod):
     The steps here are relative to the radius, with :math:`1/\lambda` the step divided by the length
     of the sample's gradient, held constant in the derivative. The paper's code has raw gradients
     times 5000/255 (2000/255 for radii above 8/255), made for images in [0, 1] with 10 classes,
-    attacks in train mode, and gives the implicit gradient a weight of its own (0.1); here both are
-    the one :math:`1/\lambda` of the formula. Its steps are two, as here. On scikit-learn's digits
-    (three seeds, l-inf, radius 0.2) the implicit gradient changed the robust accuracy by less than
-    the seed did.
+    attacks in train mode, and gives the implicit gradient a :math:`1/\lambda` of its own, 0.1, far
+    below that of its steps; hence the small weight here. With a weight of 1 robustness suffers on
+    pictures. Its steps are two, as here.
 
     References
     ----------
@@ -78,6 +80,7 @@ class FastBat(SamplingMethod):
         ball,
         *,
         implicit_gradient=True,
+        implicit_weight=0.1,
         sign=False,
         n_steps=2,
         step=2.0,
@@ -90,7 +93,10 @@ class FastBat(SamplingMethod):
             raise ValueError(f"step must be positive, got {step!r}.")
         if sign and ball.p != np.inf:
             raise ValueError("sign=True is for l-inf balls; leave it out for l1 and l2.")
-        self.implicit_gradient, self.sign = implicit_gradient, sign
+        if implicit_weight < 0.0:
+            raise ValueError(f"implicit_weight must be at least 0, got {implicit_weight!r}.")
+        self.implicit_gradient, self.implicit_weight = implicit_gradient, implicit_weight
+        self.sign = sign
         self.n_steps, self.length, self.mode = n_steps, step, mode
 
     def step(self, model, optimizer, x, y, rows) -> dict[str, float]:
@@ -112,6 +118,9 @@ class FastBat(SamplingMethod):
             graph = self.implicit_gradient
             gradient = gradient_of(points, create_graph=graph)
             points = self._ascended(region, points, gradient)
+            if graph:
+                value = points.detach()
+                points = value + self.implicit_weight * (points - value)
         region.checked(points.detach())
         return points.reshape(x.shape)
 
