@@ -49,7 +49,7 @@ METHODS = {
     "Fast-AT": Attacked.fast,
     "Fast-BAT": BI_LEVEL,
     "Fast-BAT, direct gradient": partial(FastBat, implicit_gradient=False),
-    "DALE": partial(Dale, n_steps=5, step=0.4),
+    "DALE": partial(Dale, margin=0.1, temperature=1e-3, n_steps=5, step=0.4),
 }
 ONE_STEP = "FGSM-AT", "Fast-AT"
 COLORS = dict(zip(METHODS, ("red", "orange", "blue", "deepskyblue", "green"), strict=True))

@@ -42,7 +42,8 @@ class Dale(SamplingMethod):
     ball : LpBall
         The threat model.
     margin : float
-        The largest mean clean cross-entropy :math:`\rho` that is allowed, in nats.
+        The largest mean clean cross-entropy :math:`\rho` that is allowed, in nats. The default can
+        always be kept with two classes, where chance has 0.69.
     dual_step : float
         Step :math:`\eta_d` of the multiplier, which starts at 1.
     multiplier : float, optional
@@ -83,7 +84,8 @@ class Dale(SamplingMethod):
     :math:`\ell^{1/T}`: what counts is the noise beside the gradient of each coordinate, which is
     the smaller the more robust the model is and the more coordinates there are. On pictures the
     noise of the paper's code drowns the gradients, and robustness with them: hence the low default.
-    Raise ``margin`` if the multiplier grows, since the clean loss then outweighs the robust one.
+    Raise ``margin`` if the multiplier grows: the clean loss then outweighs the robust one, and the
+    steps of the weights become long, since the two are added.
 
     References
     ----------
@@ -94,7 +96,7 @@ class Dale(SamplingMethod):
         self,
         ball,
         *,
-        margin=0.1,
+        margin=0.7,
         dual_step=0.01,
         multiplier=None,
         temperature=1e-7,
