@@ -49,12 +49,26 @@ def report(found, regressions=()):
 
 
 def tuned(groups, regressions):
-    """Return the groups of the classifications in which something was tuned."""
-    return {
+    """Return the groups of the classifications in which something was tuned, on all splits.
+
+    Data and methods with fewer splits than the others are left out: their means are less certain.
+    """
+    groups = {
         name: methods
         for name, methods in groups.items()
         if name not in regressions and len(next(iter(methods.values()))[0]["setting"]["betas"]) > 1
     }
+    most = max((splits(methods) for methods in groups.values()), default=0)
+    return {
+        name: {method: runs for method, runs in methods.items() if len(runs) == most}
+        for name, methods in groups.items()
+        if splits(methods) == most
+    }
+
+
+def splits(methods):
+    """Return the largest number of splits that a method was run on."""
+    return max(len(runs) for runs in methods.values())
 
 
 def table(name, methods, digits):
@@ -62,7 +76,7 @@ def table(name, methods, digits):
     setting = next(iter(methods.values()))[0]["setting"]
     lines = [
         f"{name}, epsilon {setting['epsilon']:.3g}, {setting['n_train']} training rows, "
-        f"{max(len(runs) for runs in methods.values())} split(s)",
+        f"{splits(methods)} split(s)",
         f"{'method':<20}" + "".join(f"{head:>14}" for head in HEADS),
     ]
     for method, runs in methods.items():
@@ -74,6 +88,8 @@ def table(name, methods, digits):
             note = f"  ({open_points:.1f} undecided)" if open_points else ""
         else:
             cells, note = ["-"] * len(HEADS), ""
+        if len(runs) < splits(methods):
+            note += f"  ({len(runs)} split(s))"
         if len(done) < len(runs):
             note += f"  {len(runs) - len(done)} of {len(runs)} failed"
         lines.append(f"{method:<20}" + "".join(f"{text:>14}" for text in cells) + note)
@@ -117,7 +133,7 @@ def summary(groups):
     lines = [
         f"Means over {len(data)} data sets ({', '.join(data)}); rank by exact accuracy; "
         f"win / tie / loss: data sets on which {OURS} is more than {TIE:g} point of exact accuracy "
-        "better, within it, worse",
+        "better, within it, worse; data and methods with fewer splits are left out",
         f"{'method':<20}{'exact':>10}{'LP':>10}{'certified':>12}{'s tuned':>10}{'rank':>8}"
         f"{'win/tie/loss':>16}",
     ]
