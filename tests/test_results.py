@@ -91,6 +91,26 @@ def test_failures_are_shown_and_only_complete_data_are_summed_up(modules):
     assert sorted(exact[0]) == [50.0, 60.0]
 
 
+def test_fewer_splits_are_shown_and_not_summed_up(modules):
+    report = modules["_report"]
+    methods, exact = ("convex soft", "PGD"), {"one": 70.0, "two": 60.0, "three": 10.0}
+    found = [
+        record(data, method, seed, value)
+        for data, value in exact.items()
+        for method in methods
+        for seed in range(1 if data == "three" else 2)
+    ]
+    found.append(record("one", "convex exchange", 0, 90.0))
+    text = report.report(found)
+    assert "three, epsilon 0.1, 100 training rows, 1 split(s)" in text
+    row = next(line for line in text.splitlines() if line.startswith("convex exchange"))
+    assert row.endswith("(1 split(s))")
+    assert "Means over 2 data sets (one, two)" in text
+    summed_up = text.split("Means over")[1]
+    assert "65.0" in summed_up
+    assert "convex exchange" not in summed_up
+
+
 def test_missing_data_are_named(modules, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pima\.csv"):
         modules["_data"].PROBLEMS["pima"].load(tmp_path)
