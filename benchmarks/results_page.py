@@ -49,11 +49,12 @@ The best way to train a robust two-layer network
 
 All methods see the same splits and the same threat model (l-inf), and each has its beta chosen in
 the same way, by the accuracy under attack in cross-validation on the training part (for convex
-programs by ``RegularizationPathCV``); everything else is as the package has it by default. Mean and standard error over the splits of test accuracies in
-percent: as it is; under the worst of FGSM, PGD and APGD; exact, decided by branch and bound; proven
-by the linear relaxation (LP); certified by the interval bound. Then neurons, and CPU seconds of one
-training and of all with the tuning. The regression (diabetes) has the root of the mean squared
-worst-case error in the place of accuracies, in standard deviations of the target.
+programs by ``RegularizationPathCV``); everything else is as the package has it by default. Mean and
+standard error over the splits of test accuracies in percent: as it is; under the worst of FGSM, PGD
+and APGD; exact, decided by branch and bound; proven by the linear relaxation (LP); certified by the
+interval bound. Then neurons, and CPU seconds of one training and of all with the tuning. The
+regression (diabetes) has the root of the mean squared worst-case error in the place of accuracies,
+in standard deviations of the target.
 """
 DEEP = """\
 Methods of adversarial training

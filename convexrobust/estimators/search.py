@@ -36,8 +36,9 @@ class RegularizationPathCV(MetaEstimatorMixin, BaseEstimator):
     """Choose beta by cross-validated robustness, then fit on all data.
 
     In every fold one `convexrobust.regularization_path` visits all betas, each fit starting from
-    the solution of the last, and stops at a gap that tells betas apart. A ``GridSearchCV`` has every
-    fit start anew and go to full accuracy. The best beta is fitted on all data to full accuracy.
+    the solution of the last, and stops at a gap that tells betas apart; in a ``GridSearchCV`` every
+    fit starts anew and goes to full accuracy. Here only the last one does, that of the best beta on
+    all data.
 
     Parameters
     ----------
