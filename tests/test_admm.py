@@ -15,7 +15,7 @@ from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import ADMM, ConicSolver, margin_prox
 from convexrobust.solvers.balance import Balance
 from convexrobust.solvers.margin_prox import MarginProx
-from convexrobust.solvers.reach import SharedReach
+from convexrobust.solvers.reach import BoxReach, SharedReach
 from tests.cases import BALLS, LOSSES, name, small_data
 
 
@@ -196,6 +196,28 @@ def test_steps_of_the_reaches_reach_the_proximal_point(ball):
         z.value, bound.value = Z[side, output, :, neuron].numpy(), A[index].numpy()
         assert norm.value <= bound.value + 1e-12
         assert cost.value == pytest.approx(least, abs=1e-7)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1.0, 10.0])
+def test_steps_of_reaches_of_boxes_reach_the_proximal_point(ratio):
+    """The factor of the group norm is bisected here; Newton's steps alone may go to and fro."""
+    rng = np.random.default_rng(0)
+    shape, rho_z, beta = (2, 1, 5, 2000), 3.0, 0.5
+    Z0, A0 = torch.as_tensor(rng.normal(size=(2, *shape)) * [[[[[0.5]]]], [[[[0.1]]]]])
+    reach, rho_a = BoxReach(program_of(Hinge(), BALLS[-1]).sets, Z0[0, 0, 0, 0]), rho_z / ratio
+    for _ in range(20):
+        Z, A = reach.prox(Z0, rho_z, A0, rho_a, beta)
+    low, high = torch.zeros(2, 1, 1, 2000), torch.ones(2, 1, 1, 2000)
+    for _ in range(60):
+        s = (low + high) / 2.0
+        t = ((s * Z0.abs() - A0) / (1.0 / rho_a + s / rho_z)).clamp_min(0.0)
+        thresholded = (Z0.abs() - t / rho_z).clamp_min(0.0)
+        length = thresholded.norm(dim=-2, keepdim=True).clamp_min(1e-30)
+        short = s < (1.0 - beta / rho_z / length).clamp_min(0.0)
+        low, high = torch.where(short, s, low), torch.where(short, high, s)
+    expected = Z0.sign() * thresholded * (1.0 - beta / rho_z / length).clamp_min(0.0)
+    assert torch.allclose(Z, expected, rtol=0.0, atol=1e-6)
+    assert torch.allclose(A, torch.maximum(expected.abs(), A0 + t / rho_a), rtol=0.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("formulation", ["soft", "hard"])

@@ -82,8 +82,10 @@ def test_without_a_last_fit_there_are_scores_only():
     X, y = data(load_breast_cancer)
     search = RegularizationPathCV(CLASSIFIER, betas=BETAS, cv=2, refit=False).fit(X, y)
     assert search.scores_.shape == (2, 3)
-    with pytest.raises(NotFittedError):
+    with pytest.raises(NotFittedError, match="refit=False fits no estimator"):
         search.predict(X)
+    search.set_params(refit=True).fit(X, y).set_params(refit=False).fit(X, 1 - y)
+    assert not hasattr(search, "best_estimator_")  # which knew the other labels
 
 
 def test_equal_scores_go_to_the_first_beta_given():
@@ -121,6 +123,9 @@ def test_weights_of_zero_take_rows_out_of_training_and_scores():
     scores = clone(search).fit(X, y, sample_weight=weight).scores_
     np.testing.assert_array_equal(clone(search).fit(X, wrong, weight).scores_, scores)
     assert not np.array_equal(clone(search).fit(X, wrong).scores_, scores)
+    weight[:20] = 0.0
+    with pytest.raises(ValueError, match="sample_weight is 0 for all held-out rows"):
+        clone(search).fit(X, y, weight)
 
 
 def test_what_it_offers_is_what_the_estimator_offers():
@@ -153,6 +158,11 @@ def test_in_a_pipeline():
         ({"betas": []}, "betas must be a list"),
         ({"tol": 0.0}, "tol must be a positive number"),
         ({"tol": "small"}, "tol must be a positive number"),
+        ({"betas": ["small"]}, "betas must be a list of numbers"),
+        ({"scoring": np.array(["exact"])}, "scoring must be one of"),
+        ({"scoring": lambda model, X, y: np.nan}, "scoring must return finite numbers, got nan"),
+        ({"scoring": lambda model, X, y: np.ones(3)}, "scoring must return finite numbers"),
+        ({"cv": []}, "cv gave no folds"),
     ],
 )
 def test_bad_arguments_are_named(options, message):

@@ -144,9 +144,9 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
         return not asked_for and self.solver is None and self.formulation == "soft"
 
     def _default_solver(self, program, tol=None):
-        """Return the solver of the program's patterns, or one that generates patterns."""
+        """Return the solver of the program's patterns, or one that generates patterns to a gap."""
         if not self._generates():
-            return default_solver(program, tol)
+            return default_solver(program)
         entries = program.X.size // program.n_outputs
         width = int(np.clip(entries // _ENTRIES_PER_NEURON, *_WIDTHS))
         return WorkingSet(

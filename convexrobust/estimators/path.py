@@ -11,6 +11,7 @@ import itertools
 import time
 import warnings
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import numpy as np
 from sklearn.base import clone
@@ -111,8 +112,8 @@ def regularization_path(
     sample_weight : array-like of shape (n,), optional
         Weights.
     tol : float, optional
-        Gap, relative to the objective of the zero network, that the default solver stops at; its
-        own choice by default. Without effect where the estimator has a solver.
+        Gap to stop at where patterns are generated, relative to the objective of the zero network;
+        1e-2 by default. Without effect where the estimator has patterns or a solver.
 
     Returns
     -------
@@ -133,6 +134,8 @@ def regularization_path(
     and not warned of.
     """
     _check_estimator(estimator)
+    if tol is not None and not (isinstance(tol, Real) and tol > 0.0):
+        raise ValueError(f"tol must be a positive number, got {tol!r}.")
     ball = estimator._ball()
     epsilons = np.array([ball.radius]) if epsilons is None else _grid("epsilons", epsilons)
     smallest = ball.scaled_to(epsilons[0]).epsilon
@@ -291,7 +294,10 @@ def _default_betas(programs) -> np.ndarray:
 
 def _grid(name, values) -> np.ndarray:
     """Return distinct values in ascending order, or say which argument is wrong."""
-    values = np.asarray(values, dtype=np.float64)
+    try:
+        values = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a list of numbers, got {values!r}.") from error
     if values.ndim != 1 or values.size == 0 or not np.all(np.isfinite(values) & (values >= 0.0)):
         raise ValueError(f"{name} must be a list of finite numbers >= 0, got {values!r}.")
     return np.unique(values)

@@ -7,7 +7,7 @@ from numbers import Real
 
 import numpy as np
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone, is_classifier
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import check_cv
 from sklearn.utils import _safe_indexing, get_tags
 from sklearn.utils.metaestimators import available_if
@@ -36,9 +36,9 @@ class RegularizationPathCV(MetaEstimatorMixin, BaseEstimator):
     """Choose beta by cross-validated robustness, then fit on all data.
 
     In every fold one `convexrobust.regularization_path` visits all betas, each fit starting from
-    the solution of the last, and stops at a gap that tells betas apart; in a ``GridSearchCV`` every
-    fit starts anew and goes to full accuracy. Here only the last one does, that of the best beta on
-    all data.
+    the solution of the last and, where patterns are generated, stopping at a wide gap. In a
+    ``GridSearchCV`` every fit starts anew and goes to full accuracy; here only the last one does,
+    that of the best beta on all data.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ class RegularizationPathCV(MetaEstimatorMixin, BaseEstimator):
         What is maximised on held-out rows: a method of ``robust_score``, or a function of the
         fitted estimator, X and y.
     tol : float, default=0.05
-        Gap of the fits in the folds, relative to the objective of the zero network. Without effect
-        where the estimator has a solver.
+        Gap of the fits in the folds, relative to the objective of the zero network, where patterns
+        are generated. Betas whose objectives are as small are hardly told apart; lower it for them.
     refit : bool, default=True
         Whether the best beta is fitted on all data; without, a search cannot predict.
 
@@ -118,12 +118,12 @@ class RegularizationPathCV(MetaEstimatorMixin, BaseEstimator):
         SolverError
             If the solver fails.
         """
-        if not callable(self.scoring) and self.scoring not in METHODS:
+        vars(self).pop("best_estimator_", None)  # of other data, or other parameters
+        known = isinstance(self.scoring, str) and self.scoring in METHODS
+        if not (known or callable(self.scoring)):
             raise ValueError(
                 f"scoring must be one of {METHODS} or a function, got {self.scoring!r}."
             )
-        if not (isinstance(self.tol, Real) and self.tol > 0.0):
-            raise ValueError(f"tol must be a positive number, got {self.tol!r}.")
         if y is None:
             raise ValueError("fit requires y to be passed, but the target y is None.")
         X, y = indexable(X, _check_y(y, estimator=self))
@@ -132,6 +132,10 @@ class RegularizationPathCV(MetaEstimatorMixin, BaseEstimator):
         self.betas_ = beta_grid(self.estimator, X, y, self.betas, sample_weight)
         folds = check_cv(self.cv, y, classifier=is_classifier(self.estimator)).split(X, y)
         self.scores_ = np.array([self._scores(X, y, sample_weight, *fold) for fold in folds])
+        if len(self.scores_) == 0:
+            raise ValueError(
+                "cv gave no folds: use a number, a splitter or a list (a generator serves one fit)."
+            )
         means = self.scores_.mean(axis=0)
         self.best_beta_, self.best_score_ = float(self.betas_[means.argmax()]), float(means.max())
         if self.refit:
@@ -144,6 +148,8 @@ class RegularizationPathCV(MetaEstimatorMixin, BaseEstimator):
         weights = [None, None]
         if sample_weight is not None:
             weights = [sample_weight[part] for part in (train, test)]
+            if not weights[1].any():
+                raise ValueError("sample_weight is 0 for all held-out rows of a fold of cv.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             path = regularization_path(
@@ -160,12 +166,20 @@ class RegularizationPathCV(MetaEstimatorMixin, BaseEstimator):
 
     def _score(self, model, X, y, sample_weight):
         if callable(self.scoring):
-            return self.scoring(model, X, y)
-        return model.robust_score(X, y, method=self.scoring, sample_weight=sample_weight)
+            score = self.scoring(model, X, y)
+        else:
+            score = model.robust_score(X, y, method=self.scoring, sample_weight=sample_weight)
+        if not (isinstance(score, Real) and np.isfinite(score)):
+            raise ValueError(
+                f"scoring must return finite numbers, got {score!r} on {len(y)} held-out rows."
+            )
+        return score
 
     # ------------------------------------------------------------ what the best estimator does
 
     def _best(self):
+        if not self.refit and hasattr(self, "scores_"):
+            raise NotFittedError("refit=False fits no estimator on all data; set refit=True.")
         check_is_fitted(self)
         return self.best_estimator_
 

@@ -32,8 +32,6 @@ class Balance:
 
     Attributes
     ----------
-    largest : Tensor of shape (n,)
-        Bound on the multipliers of each row.
     samples : Tensor of shape (n_samples, K), optional
         The rows of each sample's copies.
 
@@ -49,7 +47,6 @@ class Balance:
         bound = program.loss.largest_multiplier
         self.cap = (bound if np.isfinite(bound) else 1e6) * self.weight
         self.samples = None
-        self.largest = self.cap
         if program.copy_of is not None:
             self._group(program, like)
 
@@ -63,7 +60,6 @@ class Balance:
         repeated = torch.zeros_like(copies, dtype=torch.bool)
         repeated[:, 1:] = copies[:, 1:] == copies[:, :-1]
         self.samples, self.repeated = copies, repeated
-        self.largest = self.cap[torch.as_tensor(program.copy_of, device=like.device)]
 
     def __call__(self, constant, slope, shared=None):
         """Return a (E, n) for c and g of shape (E, n); shared is (k_0, k_1) of shape (n,)."""

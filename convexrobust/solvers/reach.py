@@ -120,7 +120,7 @@ class BoxReach:
 
     def of_rows(self, rows):
         """Return R at some rows."""
-        return _Boxes(self.R[rows])
+        return _Boxes(self.R if len(rows) == len(self.R) else self.R[rows])
 
     def gram(self, A):
         """Return R'R A."""
@@ -138,17 +138,24 @@ class BoxReach:
         weights to :math:`w(s) = \min(|z|, (\kappa |z| + A)_+ / (\kappa + s))` with
         :math:`\kappa = \rho_z / \rho_a`, and s is the root of
         :math:`(1 - s) \|w(s)\|_2 = \beta / \rho_z`, whose left-hand side falls. As for
-        `SharedReach`, a few Newton steps from the factor of the last call do.
+        `SharedReach`, a few Newton steps from the factor of the last call do. Where one leaves the
+        interval in which earlier ones have the root, its middle is taken: Newton's own steps could
+        go to and fro at a bend for ever.
         """
         size, threshold, kappa = torch.abs(Z), beta / rho_z, rho_z / rho_a
         bound = torch.add(A, size, alpha=kappa).clamp_min_(0.0)
         s = torch.zeros_like(Z[:, :, :1]) if self.factor is None else self.factor
+        low, high = torch.full_like(s, -1.0), torch.full_like(s, 2.0)  # not met yet
         for _ in range(_NEWTON_STEPS):
             cut = torch.minimum(size, bound / (s + kappa))
             length = _length(cut)
             bent = cut.mul_(cut < size).square_().sum(dim=-2, keepdim=True) / (s + kappa)
             slope = length + (1.0 - s) * bent / length
-            s = (s + ((1.0 - s) * length - threshold) / slope).clamp_(0.0, 1.0)
+            value = (1.0 - s) * length - threshold
+            low, high = torch.where(value > 0.0, s, low), torch.where(value < 0.0, s, high)
+            s = (s + value / slope).clamp_(0.0, 1.0)
+            outside = (low >= 0.0) & (high <= 1.0) & ((s <= low) | (s >= high))
+            s = torch.where(outside, (low + high) / 2.0, s)
         self.factor = s
         cut = torch.minimum(size, bound / (s + kappa))
         point = shrunk(torch.sign(Z) * cut, threshold)

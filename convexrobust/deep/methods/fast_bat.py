@@ -93,7 +93,7 @@ class FastBat(SamplingMethod):
             raise ValueError(f"step must be positive, got {step!r}.")
         if sign and ball.p != np.inf:
             raise ValueError("sign=True is for l-inf balls; leave it out for l1 and l2.")
-        if implicit_weight < 0.0:
+        if not implicit_weight >= 0.0:
             raise ValueError(f"implicit_weight must be at least 0, got {implicit_weight!r}.")
         self.implicit_gradient, self.implicit_weight = implicit_gradient, implicit_weight
         self.sign = sign
@@ -115,7 +115,7 @@ class FastBat(SamplingMethod):
         with left_as_found(model, self.mode):
             for _ in range(self.n_steps - 1):
                 points = self._ascended(region, points, gradient_of(points))
-            graph = self.implicit_gradient
+            graph = self.implicit_gradient and self.implicit_weight > 0.0
             gradient = gradient_of(points, create_graph=graph)
             points = self._ascended(region, points, gradient)
             if graph:
