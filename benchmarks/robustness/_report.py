@@ -77,7 +77,7 @@ def table(name, methods, digits):
     lines = [
         f"{name}, epsilon {setting['epsilon']:.3g}, {setting['n_train']} training rows, "
         f"{splits(methods)} split(s)",
-        f"{'method':<20}" + "".join(f"{head:>14}" for head in HEADS),
+        f"{'method':<20}" + "".join(f"{head:>16}" for head in HEADS),
     ]
     for method, runs in methods.items():
         done = [run for run in runs if "error" not in run]
@@ -92,7 +92,7 @@ def table(name, methods, digits):
             note += f"  ({len(runs)} split(s))"
         if len(done) < len(runs):
             note += f"  {len(runs) - len(done)} of {len(runs)} failed"
-        lines.append(f"{method:<20}" + "".join(f"{text:>14}" for text in cells) + note)
+        lines.append(f"{method:<20}" + "".join(f"{text:>16}" for text in cells) + note)
     return "\n".join(lines)
 
 
