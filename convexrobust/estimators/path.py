@@ -134,7 +134,7 @@ def regularization_path(
     and not warned of.
     """
     _check_estimator(estimator)
-    if tol is not None and not (isinstance(tol, Real) and tol > 0.0):
+    if tol is not None and not (isinstance(tol, Real) and float(tol) > 0.0):
         raise ValueError(f"tol must be a positive number, got {tol!r}.")
     ball = estimator._ball()
     epsilons = np.array([ball.radius]) if epsilons is None else _grid("epsilons", epsilons)
