@@ -846,6 +846,8 @@ history = train(
     clip_gradient=0.5, checkpoint=f"{folder}/of{n_processes}.pt",
 )
 torch.save([history["loss"].tolist(), model.state_dict()], f"{folder}/{rank}of{n_processes}.pt")
+if n_processes > 1:
+    torch.distributed.destroy_process_group()
 """
 
 
@@ -921,6 +923,7 @@ try:
     raise AssertionError("another checkpoint in the other process was taken")
 except ValueError as error:
     assert "checkpoint must be the same in all processes" in str(error)
+torch.distributed.destroy_process_group()  # its threads may outlive the interpreter otherwise
 """
 
 
