@@ -78,14 +78,14 @@ def test_single_precision_and_sample_weights():
 
 
 def test_goes_on_where_it_stopped():
-    program = program_of(SquaredHinge(), BALLS[2])
+    program = program_of(Hinge(), BALLS[2])
     with pytest.warns(ConvergenceWarning, match="ADMM stopped"):
         first = ADMM(1e-9, 400).solve(program)
     with pytest.warns(ConvergenceWarning, match="ADMM stopped"):
         second = ADMM(1e-9, 50).solve(program, first)
     with pytest.warns(ConvergenceWarning, match="ADMM stopped"):
         cold = ADMM(1e-9, 50).solve(program)
-    assert first.gap < second.gap < 0.01 * cold.gap
+    assert second.gap <= 1.5 * first.gap < cold.gap
 
 
 @pytest.mark.parametrize("ball", BALLS, ids=repr)

@@ -69,7 +69,6 @@ class ConeCopies:
         self.rho, self.rho_reach = rho, rho_reach
         self.X, self.gram = X, X.T @ X
         self.blocks = _blocks(program, X)
-        self.parts = [block.part for block in self.blocks]
         if reach is not None:
             self.reaches = [reach.of_rows(block.rows) for block in self.blocks]
         opposite = 1.0 - 2.0 * xp.constant(program.D, X)
@@ -122,12 +121,12 @@ class ConeCopies:
         gaps *= self.opposite
         if A is None:
             return gaps
-        before = _norm(gaps) if measure else 0.0
-        copy = gaps.clone() if measure else None
+        before = gaps.clone() if measure else None
         for block, reach in zip(self.blocks, self.reaches, strict=True):
             reach.add_to(gaps[block.part], A[block.side, block.output])
         if measure:
-            self.sizes = [before, _norm(gaps - copy)]
+            both = before, gaps - before
+            self.sizes = [sum(_norm(part[block.part]) for block in self.blocks) for part in both]
         return gaps
 
     def pull(self, b, U, A):
