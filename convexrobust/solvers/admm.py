@@ -32,6 +32,7 @@ from convexrobust.backends import torch as xp
 from convexrobust.duality import Multipliers, repaired
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.solvers.cones import ConeCopies
+from convexrobust.solvers.fused import FusedIteration, can_fuse
 from convexrobust.solvers.kronecker import KroneckerLeastSquares
 from convexrobust.solvers.margin_prox import MarginProx
 from convexrobust.solvers.monitor import Monitor
@@ -122,8 +123,10 @@ class ADMM:
         like = scalar_like(self.dtype, self.device)
         with monitor.running(), torch.no_grad(), memory_of(like, "the number of patterns"):
             splitting = _Splitting(program, like, start)
-            for n_iter in range(1, self.max_iter + 1):
-                splitting.iterate()
+            done = 0
+            for n_iter in _stops(self.max_iter):
+                splitting.advance(n_iter - done)
+                done = n_iter
                 if n_iter % _BALANCE == 0 and n_iter <= _LAST_BALANCE:
                     splitting.balance()
                 if n_iter % _CHECK == 0 or n_iter == self.max_iter:
@@ -131,6 +134,12 @@ class ADMM:
                     if monitor.record(n_iter, V, W, splitting.multipliers()):
                         break
         return replace(monitor.solution(), state=splitting.weights())
+
+
+def _stops(max_iter):
+    """Return the iterations after which the weights are balanced or the iterate certified."""
+    balances = range(_BALANCE, min(max_iter, _LAST_BALANCE) + 1, _BALANCE)
+    return sorted({*balances, *range(_CHECK, max_iter + 1, _CHECK), max_iter} - {0})
 
 
 class _Splitting:
@@ -164,6 +173,7 @@ class _Splitting:
         if start is not None and start.multipliers is not None:
             b = self._take_up(repaired(program, start.multipliers))
         self.cones.start(U, bounds, b)
+        self.fused = FusedIteration(self) if can_fuse(program, like) else None
 
     def _copies(self, U, A=None) -> Blocks:
         """Return what the blocks are copies of, at weights U (2, C, d, P) and bounds A."""
@@ -191,8 +201,16 @@ class _Splitting:
         self.state = Blocks(M, Z, None if reached is None else s.A - reached / rho.A)
         return b
 
-    def iterate(self, measure=False):
-        """Take one step; with ``measure`` return the imbalance of the cone rows."""
+    def advance(self, n_steps):
+        """Take steps of the iteration."""
+        if self.fused is not None:
+            self.fused.advance(self, n_steps, _RELAXATION)
+            return
+        for _ in range(n_steps):
+            self.iterate()
+
+    def iterate(self):
+        """Take one step, on tensors."""
         s, rho = self.state, self.rho
         self.a, M = self.prox(s.M, rho.M, self.a, self.cones.charge)
         self.cones.settle(self.a)
@@ -200,7 +218,7 @@ class _Splitting:
         self.x = self._linear(_each(lambda s, z: torch.lerp(s, z, 2.0), s, self.z))
         for state, x, z in _parts(s, self.x, self.z):
             state.add_(x, alpha=_RELAXATION).sub_(z, alpha=_RELAXATION)
-        return self.cones.move(self.x.Z, self.x.A, _RELAXATION, measure)
+        self.cones.move(self.x.Z, self.x.A, _RELAXATION)
 
     def _shrunk(self, s):
         beta, rho = self.program.regularizer.beta, self.rho
@@ -218,10 +236,10 @@ class _Splitting:
 
     def balance(self):
         """Take two steps, then move each weight towards equal relative primal and dual errors."""
-        self.iterate(measure=True)
-        old = self.z
-        imbalance = self.iterate(measure=True)
-        factors = _each(_factor_of_block, self.state, self.x, self.z, old)
+        old, old_copies = self._step_with_copies()
+        new, copies = self._step_with_copies()
+        factors = _each(_factor_of_block, self.state, self.x, new, old)
+        of_cones = _factor(*self.cones.imbalance(self.x.Z, self.x.A, copies, old_copies))
         self.rho = Blocks(
             *(r if f is None else r * f for r, f in zip(self.rho, factors, strict=True))
         )
@@ -233,7 +251,13 @@ class _Splitting:
             self.z,
             factors,
         )
-        self.cones.rescale(_factor(*imbalance))
+        self.cones.rescale(of_cones, self.x.Z, self.x.A)
+
+    def _step_with_copies(self):
+        """Take a step; return what its proximal steps found."""
+        gaps = self.cones.gaps.clone()
+        self.advance(1)
+        return self.z, self.cones.copies(gaps)
 
     def weights(self) -> Weights:
         """Return the weights, for a warm start."""
@@ -255,7 +279,7 @@ class _Splitting:
             perturbation = worst.double().cpu().numpy()
             for (shared, sign), P in zip(_shared_slopes(self.program), perturbation, strict=True):
                 slopes[shared] = slopes.get(shared, 0.0) + sign * P
-        margins = self.a.double().cpu().numpy().T
+        margins = self.a.double().cpu().numpy().T.copy()
         return Multipliers(margins, slopes, self.cones.multipliers(0), self.cones.multipliers(1))
 
 

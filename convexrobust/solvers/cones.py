@@ -111,22 +111,16 @@ class ConeCopies:
         pulled, reached = self._products(U, A)
         self.XH = self.gram @ U - pulled / self.rho
         self.RT = None if A is None else self.reach.gram(A) + reached / self.rho_reach
-        self.old_copies = None
 
-    def _gaps(self, U, A, measure=False):
+    def _gaps(self, U, A):
         """Return R A - S (X U) at all rows, in the buffer."""
         gaps = self.buffer
         for block in self.blocks:
             torch.mm(block.X, U[block.side, block.output], out=gaps[block.part])
         gaps *= self.opposite
-        if A is None:
-            return gaps
-        before = gaps.clone() if measure else None
-        for block, reach in zip(self.blocks, self.reaches, strict=True):
-            reach.add_to(gaps[block.part], A[block.side, block.output])
-        if measure:
-            both = before, gaps - before
-            self.sizes = [sum(_norm(part[block.part]) for block in self.blocks) for part in both]
+        if A is not None:
+            for block, reach in zip(self.blocks, self.reaches, strict=True):
+                reach.add_to(gaps[block.part], A[block.side, block.output])
         return gaps
 
     def pull(self, b, U, A):
@@ -186,43 +180,48 @@ class ConeCopies:
             return XH, None
         return XH, torch.sub(self.RT, self.reached, alpha=2.0 / self.rho_reach)
 
-    def move(self, U, A, relaxation, measure=False):
-        """Move the state towards the new weights; with ``measure`` return the imbalance."""
-        gaps = self._gaps(U, A, measure)
-        imbalance = self._imbalance(gaps) if measure else None
+    def move(self, U, A, relaxation):
+        """Move the state towards the new weights."""
+        gaps = self._gaps(U, A)
         self.gaps.lerp_(gaps.add_(self.b, alpha=self.kappa), relaxation)
         self.XH.lerp_(torch.sub(self.gram @ U, self.pulled, alpha=1.0 / self.rho), relaxation)
         if self.reach is not None:
             reached = torch.add(self.reach.gram(A), self.reached, alpha=1.0 / self.rho_reach)
             self.RT.lerp_(reached, relaxation)
-        return imbalance
 
-    def _imbalance(self, gaps):
-        """Return relative primal and dual errors; the latter needs the copies of the last time."""
-        copies = self.gaps - self.kappa * self.b
-        old, self.old_copies = self.old_copies, copies
-        if old is None:
-            return None
+    def copies(self, gaps):
+        """Return the copies of the gaps that the proximal step made of a state."""
+        return gaps - self.kappa * self.b
+
+    def imbalance(self, U, A, copies, old):
+        """Return relative primal and dual errors of the last step, given its copies and old ones."""
+        gaps = self._gaps(U, A)
         primal = _norm(gaps - copies) / max(_norm(gaps), _norm(copies), _TINY)
         return primal, _norm(copies - old) / max(self.kappa * _norm(self.b), _TINY)
 
-    def rescale(self, factor):
+    def _ratio(self, U, A):
+        """Return how large the pre-activations of the cone rows are, relative to the reaches."""
+        if A is None:
+            return 1.0
+        both = self._gaps(U, None).clone(), self._gaps(0.0 * U, A)
+        sizes = [sum(_norm(part[block.part]) for block in self.blocks) for part in both]
+        if min(sizes) == 0.0:
+            return 1.0
+        return float(np.clip(sizes[0] / sizes[1], 1.0 / _LARGEST_RATIO, _LARGEST_RATIO))
+
+    def rescale(self, factor, U, A):
         """Multiply the weights by a factor, keeping copies and multipliers.
 
         The scaled multipliers of reaches and pre-activations, b divided by their weights, are to be
-        in proportion to what they are multipliers of.
+        in proportion to what they are multipliers of: its sizes at weights U and bounds A.
         """
         before = self.kappa, 1.0 / self.rho, 1.0 / self.rho_reach
-        product = self.rho * self.rho_reach * factor**2
-        ratio = 1.0
-        if self.reach is not None and min(self.sizes) > 0.0:
-            ratio = np.clip(self.sizes[0] / self.sizes[1], 1.0 / _LARGEST_RATIO, _LARGEST_RATIO)
+        product, ratio = self.rho * self.rho_reach * factor**2, self._ratio(U, A)
         self.rho, self.rho_reach = float(np.sqrt(product / ratio)), float(np.sqrt(product * ratio))
         self.gaps.add_(self.b, alpha=self.kappa - before[0])
         self.XH = self.XH - (1.0 / self.rho - before[1]) * self.pulled
         if self.reach is not None:
             self.RT = self.RT + (1.0 / self.rho_reach - before[2]) * self.reached
-        self.old_copies = None
 
     def multipliers(self, side):
         """Return the multipliers of one side (0: V, 1: W) as NumPy arrays, one for each output."""

@@ -26,7 +26,9 @@ from convexrobust.backends import torch as xp
 from convexrobust.perturbations import project_rows
 from convexrobust.solvers.balance import Balance
 
-_SETTLED = 1e-6  # change of the multipliers, in units of the largest, after which one step will do
+# In units of the largest multiplier: the change after which one step will do, and the size that
+# stands for 0, where the worst perturbation is that of the limit.
+SETTLED, SMALLEST = 1e-6, 1e-7
 _ROWS_IN_CACHE = 1024  # that a CPU works on at a time: large temporary arrays cost page faults
 
 
@@ -61,13 +63,15 @@ class MarginProx:
         None.
         """
         first = self._newton(M, rho, a, charge(a))
-        if torch.abs(first - a).max() <= _SETTLED * self.unit:
+        settled = torch.abs(first - a) <= SETTLED * self.unit
+        if settled.all():
             return first, self._moved(M, rho, first)
         second = self._newton(M, rho, first, charge(first))
         if len(a) == 1 and self.balance.samples is None:
             # The root is on the side to which the first step points.
             back = (second - a) * (first - a) < 0.0
             second = torch.where(back, (first + a) / 2.0, second)
+            second = torch.where(settled, first, second)
         return second, self._moved(M, rho, second)
 
     def _moved(self, M, rho, a):
@@ -98,8 +102,7 @@ class MarginProx:
             return margin + self.offsets, (self.square / rho).expand_as(a)
         margin, slope = self.offsets.clone(), torch.empty_like(a)
         for rows in self.blocks:
-            # At a = 0 the worst perturbation is that of the limit.
-            scale = torch.clamp(a[:, rows], min=1e-7 * self.unit)[:, :, None] / rho
+            scale = torch.clamp(a[:, rows], min=SMALLEST * self.unit)[:, :, None] / rho
             moved = torch.addcmul(M[:, rows], scale, self.X[rows])
             worst = self._perturbation(moved, scale, rows)
             moved -= worst

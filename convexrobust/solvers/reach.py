@@ -20,7 +20,7 @@ import torch
 from convexrobust.backends import torch as xp
 from convexrobust.perturbations import DUAL_NORM, project_rows
 
-_NEWTON_STEPS = 3
+NEWTON_STEPS = 3
 
 
 def shrunk(Z, threshold):
@@ -40,7 +40,7 @@ class SharedReach:
         self.n, self.p = len(sets.center), sets.p
         self.axes = xp.constant(sets.radius * sets.weights[0], like)
         self.squares = self.axes[:, None] ** 2
-        self.multiplier = None
+        self.last = None  # multipliers (2, C, P) that the last step ended with
 
     def of(self, U):
         """Return the smallest A for U (2, C, d, P)."""
@@ -77,11 +77,11 @@ class SharedReach:
         same points as with the root itself, and no slower. The slope used is an upper bound that
         falls with t, so that steps do not pass the root from below.
         """
-        t = torch.zeros_like(A) if self.multiplier is None else self.multiplier
+        t = torch.zeros_like(A) if self.last is None else self.last
         point = self._moved(Z, rho_z, t, beta)
         excess = torch.add(A, t, alpha=1.0 / rho_a).sub_(self.of(point))
         t = (t - excess / (1.0 / rho_a + self._fall(point) / rho_z)).clamp_min_(0.0)
-        self.multiplier = t
+        self.last = t
         point = self._moved(Z, rho_z, t, beta)
         return point, torch.maximum(self.of(point), torch.add(A, t, alpha=1.0 / rho_a))
 
@@ -112,7 +112,7 @@ class BoxReach:
         self.R = xp.constant(sets.radius * sets.weights, like)
         values, vectors = torch.linalg.eigh((self.R.T @ self.R).double())
         self.values, self.vectors = values.clamp_min(0.0).to(like.dtype), vectors.to(like.dtype)
-        self.factor = None
+        self.last = None  # factors (2, C, P) that the last step ended with
 
     def of(self, U):
         """Return the smallest A for U (2, C, d, P)."""
@@ -144,9 +144,9 @@ class BoxReach:
         """
         size, threshold, kappa = torch.abs(Z), beta / rho_z, rho_z / rho_a
         bound = torch.add(A, size, alpha=kappa).clamp_min_(0.0)
-        s = torch.zeros_like(Z[:, :, :1]) if self.factor is None else self.factor
+        s = torch.zeros_like(Z[:, :, :1]) if self.last is None else self.last[:, :, None]
         low, high = torch.full_like(s, -1.0), torch.full_like(s, 2.0)  # not met yet
-        for _ in range(_NEWTON_STEPS):
+        for _ in range(NEWTON_STEPS):
             cut = torch.minimum(size, bound / (s + kappa))
             length = _length(cut)
             bent = cut.mul_(cut < size).square_().sum(dim=-2, keepdim=True) / (s + kappa)
@@ -156,7 +156,7 @@ class BoxReach:
             s = (s + value / slope).clamp_(0.0, 1.0)
             outside = (low >= 0.0) & (high <= 1.0) & ((s <= low) | (s >= high))
             s = torch.where(outside, (low + high) / 2.0, s)
-        self.factor = s
+        self.last = s[:, :, 0]
         cut = torch.minimum(size, bound / (s + kappa))
         point = shrunk(torch.sign(Z) * cut, threshold)
         return point, torch.maximum(torch.abs(point), torch.add(A, size - cut, alpha=kappa))
