@@ -1,0 +1,261 @@
+"""The iteration of `ADMM` on a CPU, its element-wise passes fused and compiled.
+
+On small programs nearly all of an iteration's time is the calling of some 400 operations on
+tensors. Here the same iteration is a dozen matrix products and as many compiled kernels, several
+times as fast. The state is that of `ADMM`, which remains in charge of all that is not done in every
+iteration.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import torch
+
+from convexrobust.solvers.margin_prox import SETTLED, SMALLEST
+from convexrobust.solvers.reach import NEWTON_STEPS, BoxReach
+
+
+def can_fuse(program, like) -> bool:
+    """Tell whether `FusedIteration` is for a program: one margin a row, boxes, on a CPU."""
+    installed = importlib.util.find_spec("numba") is not None
+    one_margin = program.margin_map.directions.shape[1:] == (1, 1) and program.copy_of is None
+    boxes = program.sets.radius == 0.0 or program.sets.p == np.inf
+    return installed and like.device.type == "cpu" and one_margin and boxes
+
+
+class FusedIteration:
+    """The iteration of a splitting with one margin a row, unperturbed or perturbed in boxes.
+
+    Arrays of weights have shape (2, d, P), V and W, and those of bounds (2, q, P).
+
+    Parameters
+    ----------
+    splitting : _Splitting
+        The state of `ADMM`. What does not change is taken over here, as arrays.
+    """
+
+    def __init__(self, splitting):
+        from convexrobust.solvers import kernels  # imports numba
+
+        self.kernels = kernels
+        program, prox, cones = splitting.program, splitting.prox, splitting.cones
+        squares = splitting.least_squares
+        self.beta = program.regularizer.beta
+        self.X, self.D = splitting.X.numpy(), squares.D.numpy()
+        self.directions = _copy(squares.directions[:, 0, 0])
+        self.rows, self.rows_vectors = squares.rows.numpy()[:, None], squares.rows_vectors.numpy()
+        self.columns = squares.columns.numpy()
+        self.columns_vectors = squares.columns_vectors.numpy()
+        # Of the margins: radii of the boxes, and what their step takes of the loss.
+        self.radii = self.X[:0] if prox.reach is None else prox.reach.numpy()
+        self.offsets, self.unit = prox.offsets[0].numpy(), prox.unit
+        self.loss = float(program.loss.threshold), float(program.loss.steepness)
+        self.weight, self.cap = prox.balance.weight.numpy(), prox.balance.cap.numpy()
+        # Of the cone rows, those of V and then of W.
+        self.signs, self.gram = -cones.opposite.numpy(), cones.gram.numpy()
+        self.sides = [(block.side, block.part, _copy(block.X)) for block in cones.blocks]
+        # Which row of the gaps a sample pays for, and which sample caps the multipliers of a row.
+        self.payers = cones.payers.numpy() if cones.soft else None
+        self.charged = np.argsort(self.payers) if cones.soft else np.empty(0, np.intp)
+        self.no_caps = np.full(len(self.signs), np.inf, self.X.dtype)
+        self.reach = _reach_of(splitting, kernels)
+
+    def advance(self, splitting, n_steps, relaxation):
+        """Take steps of the iteration, leaving the splitting as its own would."""
+        self._take_over(splitting)
+        for _ in range(n_steps):
+            self._proximal_step()
+            self._linear_step()
+            self._move(relaxation)
+        self._hand_back(splitting)
+
+    # ---------------------------------------------------------------- state
+
+    def _take_over(self, splitting):
+        """Copy the state into arrays of our own."""
+        cones, state, reach = splitting.cones, splitting.state, splitting.reach
+        self.rho_m, self.rho_z, self.rho_a = splitting.rho
+        self.rho_h, self.rho_t, self.kappa = cones.rho, cones.rho_reach, cones.kappa
+        self.a, self.M, self.Z = (_copy(s) for s in (splitting.a[0], state.M[0], state.Z[:, 0]))
+        self.gaps, self.b, self.XH = _copy(cones.gaps), _copy(cones.b), _copy(cones.XH[:, 0])
+        self.scratch, self.slopes = np.empty_like(self.gaps), np.empty_like(self.M)
+        self.z_M, self.x_M = np.empty_like(self.M), np.empty_like(self.M)
+        self.z_Z, self.x_Z, self.pulled, self.right = (np.empty_like(self.Z) for _ in range(4))
+        of_bounds = 2, self.reach.size, self.Z.shape[2]
+        self.A, self.RT = (_copy(bounds, of_bounds) for bounds in (state.A, cones.RT))
+        self.z_A, self.x_A, self.reached = (np.zeros_like(self.A) for _ in range(3))
+        self.last = _copy(None if reach is None else reach.last, (2, self.Z.shape[2]))
+
+    def _hand_back(self, splitting):
+        """Give the state back as tensors."""
+        cones, reach, old = splitting.cones, splitting.reach, splitting.state
+
+        def tensor(array, like):
+            return None if like is None else torch.from_numpy(array).view(like.shape)
+
+        splitting.a = tensor(self.a, splitting.a)
+        for name, of in (("state", ""), ("z", "z_"), ("x", "x_")):
+            parts = (getattr(self, of + block) for block in old._fields)
+            block = type(old)(*map(tensor, parts, old))
+            setattr(splitting, name, block)
+        cones.gaps, cones.b = torch.from_numpy(self.gaps), torch.from_numpy(self.b)
+        cones.XH, cones.pulled = tensor(self.XH, old.Z), tensor(self.pulled, old.Z)
+        cones.RT, cones.reached = tensor(self.RT, old.A), tensor(self.reached, old.A)
+        if reach is not None:
+            reach.last = torch.from_numpy(self.last)[:, None]
+
+    # ---------------------------------------------------------------- one iteration
+
+    def _proximal_step(self):
+        """Set the copies z and the multipliers to the proximal point of the state."""
+        scales = self.rho_m, self.kappa, SMALLEST * self.unit, SETTLED * self.unit
+        self.kernels.margin_prox(
+            self.M, self.X, self.radii, self.offsets, self.loss, self.weight, self.cap,
+            self.gaps, self.charged, scales, self.a, self.z_M,
+        )  # fmt: skip
+        caps = self.no_caps if self.payers is None else self.a[self.payers]
+        self.kernels.settle(self.gaps, caps, self.signs, self.kappa, self.b, self.scratch)
+        weights = self.beta, self.rho_z, self.rho_a
+        for side, part, X in self.sides:
+            np.matmul(X.T, self.scratch[part], out=self.pulled[side])
+            self.reach.adjoint(side, self.b[part], self.reached[side])
+            found = self.last[side], self.z_Z[side], self.z_A[side]
+            self.reach.prox(self.Z[side], self.A[side], weights, *found)
+
+    def _linear_step(self):
+        """Set the weights x, and what they give, to those closest to 2 z - s."""
+        kernels, right = self.kernels, self.right
+        kernels.reflected(self.M, self.z_M, self.directions, self.slopes)
+        weights = self.rho_h, 2.0, self.rho_z
+        kernels.right_side(self.XH, self.pulled, self.Z, self.z_Z, weights, right)
+        diagonal, rotate = self.rho_h * self.rows + self.rho_z, self.rows_vectors
+        total = rotate @ ((rotate.T @ (right[0] + right[1])) / diagonal)
+        difference = right[0] - right[1] + 2.0 * self.rho_m * (self.slopes.T @ self.D)
+        rotated = rotate.T @ difference @ self.columns_vectors
+        rotated /= diagonal + 2.0 * self.rho_m * self.columns
+        difference = rotate @ rotated @ self.columns_vectors.T
+        np.matmul(self.D, difference.T, out=self.x_M)
+        self.x_M *= self.directions[:, None]
+        self.x_Z[:] = (total + difference) / 2.0, (total - difference) / 2.0
+        weights = self.rho_t, -2.0, self.rho_a
+        kernels.right_side(self.RT, self.reached, self.A, self.z_A, weights, self.x_A)
+        self.reach.divide(self.x_A, self.rho_t, self.rho_a)
+
+    def _move(self, relaxation):
+        """Move the state towards x."""
+        kernels = self.kernels
+        for side, part, X in self.sides:
+            np.matmul(X, self.x_Z[side], out=self.scratch[part])
+            rows = self.gaps[part], self.scratch[part], self.signs[part]
+            reaches = self.reach.at_rows(side, self.x_A[side])
+            kernels.move_gaps(*rows, reaches, self.b[part], self.kappa, relaxation)
+        XH, RT = self.gram @ self.x_Z, self.reach.gram(self.x_A)
+        kernels.move_product(self.XH, XH, self.pulled, -1.0 / self.rho_h, relaxation)
+        kernels.move_product(self.RT, RT, self.reached, 1.0 / self.rho_t, relaxation)
+        kernels.relax(self.M, self.x_M, self.z_M, relaxation)
+        kernels.relax(self.Z, self.x_Z, self.z_Z, relaxation)
+        kernels.relax(self.A, self.x_A, self.z_A, relaxation)
+
+
+class _NoReach:
+    """Nothing is perturbed."""
+
+    size = 0
+
+    def __init__(self, kernels, P):
+        self.kernels, self.zero = kernels, np.zeros((1, P))
+
+    def prox(self, Z, A, weights, last, z_Z, z_A):
+        """Take the joint step of weights Z and bounds A."""
+        beta, rho_z, _ = weights
+        self.kernels.shrink(Z, beta / rho_z, z_Z)
+
+    def at_rows(self, side, A):
+        """Return R A (m, P), or one row of it where all are alike."""
+        return self.zero
+
+    def adjoint(self, side, b, out):
+        """Set ``out`` to R'b."""
+
+    def gram(self, A):
+        """Return R'R A."""
+        return A
+
+    def divide(self, A, rho_t, rho_a):
+        """Divide by rho_t R'R + rho_a, in place."""
+
+
+class _SharedReach:
+    """As `SharedReach` in l-inf: A has one row."""
+
+    size = 1
+
+    def __init__(self, reach, kernels):
+        self.n, self.axes, self.kernels = reach.n, reach.axes.numpy(), kernels
+        self.ones = np.ones((1, reach.n), self.axes.dtype)
+
+    def prox(self, Z, A, weights, last, z_Z, z_A):
+        """Take the joint step of weights Z and bounds A."""
+        self.kernels.shared_prox(Z, A[0], self.axes, weights, last, z_Z, z_A[0])
+
+    def at_rows(self, side, A):
+        """Return R A (m, P), or one row of it where all are alike."""
+        return A
+
+    def adjoint(self, side, b, out):
+        """Set ``out`` to R'b."""
+        np.matmul(self.ones[:, : len(b)], b, out=out)
+
+    def gram(self, A):
+        """Return R'R A."""
+        return self.n * A
+
+    def divide(self, A, rho_t, rho_a):
+        """Divide by rho_t R'R + rho_a, in place."""
+        A /= rho_t * self.n + rho_a
+
+
+class _Boxes:
+    """As `BoxReach`: A has a row for each feature."""
+
+    def __init__(self, reach, cones, kernels):
+        self.kernels, self.size = kernels, reach.R.shape[1]
+        self.values, self.vectors = reach.values.numpy()[:, None], reach.vectors.numpy()
+        self.rows = [_copy(boxes.R) for boxes in cones.reaches]
+
+    def prox(self, Z, A, weights, last, z_Z, z_A):
+        """Take the joint step of weights Z and bounds A."""
+        self.kernels.box_prox(Z, A, weights, NEWTON_STEPS, last, z_Z, z_A)
+
+    def at_rows(self, side, A):
+        """Return R A (m, P), or one row of it where all are alike."""
+        return self.rows[side] @ A
+
+    def adjoint(self, side, b, out):
+        """Set ``out`` to R'b."""
+        np.matmul(self.rows[side].T, b, out=out)
+
+    def gram(self, A):
+        """Return R'R A."""
+        return self.vectors @ (self.values * (self.vectors.T @ A))
+
+    def divide(self, A, rho_t, rho_a):
+        """Divide by rho_t R'R + rho_a, in place."""
+        A[:] = self.vectors @ ((self.vectors.T @ A) / (rho_t * self.values + rho_a))
+
+
+def _reach_of(splitting, kernels):
+    reach = splitting.reach
+    if reach is None:
+        return _NoReach(kernels, splitting.program.D.shape[1])
+    if isinstance(reach, BoxReach):
+        return _Boxes(reach, splitting.cones, kernels)
+    return _SharedReach(reach, kernels)
+
+
+def _copy(tensor, shape=None):
+    """Return a contiguous copy as an array, of a shape; of zeros in place of None."""
+    array = np.zeros(shape) if tensor is None else tensor.numpy()
+    return np.array(array if shape is None else array.reshape(shape), order="C")
