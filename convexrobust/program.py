@@ -362,10 +362,13 @@ class ConvexProgram:
         keep = lengths > 1e-6 * lengths.max(initial=0.0)
         V, W = V * keep[0], W * keep[1]
         objective = self._certified_objective(V, W)
-        zero = self._certified_objective(0.0 * V, 0.0 * W)
-        if zero <= objective * (1.0 + 1e-9):
-            V, W, objective = 0.0 * V, 0.0 * W, zero
+        if self._zero_objective <= objective * (1.0 + 1e-9):
+            V, W, objective = 0.0 * V, 0.0 * W, self._zero_objective
         return Solution(V, W, objective, cone_violation=self.cone_violation(V, W), **facts)
+
+    @cached_property
+    def _zero_objective(self) -> float:
+        return self._certified_objective(np.zeros(self.shape), np.zeros(self.shape))
 
     def _certified_objective(self, V, W) -> float:
         margins = self.certified().safe_margins(V, W)

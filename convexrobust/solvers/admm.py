@@ -18,6 +18,9 @@ for the difference :math:`\Delta = V - W`, and its first term alone for V + W. T
 eigendecompositions, made once, solve it for every choice of the weights :math:`\rho`, which can
 therefore be adapted block by block for nothing. An iteration costs matrix products only, linear in
 the number of rows.
+
+Below the iteration is written on tensors, for any program, device and precision. `FusedIteration`
+is the same one, compiled, for programs of two classes on a CPU.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from convexrobust.backends import torch as xp
 from convexrobust.duality import Multipliers, repaired
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.solvers.cones import ConeCopies
-from convexrobust.solvers.fused import FusedIteration, can_fuse
+from convexrobust.solvers.fused import fused_iteration
 from convexrobust.solvers.kronecker import KroneckerLeastSquares
 from convexrobust.solvers.margin_prox import MarginProx
 from convexrobust.solvers.monitor import Monitor
@@ -89,6 +92,10 @@ class ADMM:
     The iteration is that of Douglas and Rachford on the copies, with over-relaxation. The weights
     of the blocks are balanced, each on its own, by the relative primal and dual changes. Memory is
     dominated by the copies, a few arrays of n x 2CP numbers and of n x Ed.
+
+    On a CPU with few threads the element-wise part is compiled, where numba is installed, for
+    programs of two classes with l-inf perturbations or none: 2 to 10 times as fast, the more the
+    smaller the program. Compiling takes some seconds, once; it is kept on disk.
     """
 
     def __init__(self, tol=1e-3, max_iter=3000, *, dtype="float64", device="cpu", time_limit=None):
@@ -173,7 +180,7 @@ class _Splitting:
         if start is not None and start.multipliers is not None:
             b = self._take_up(repaired(program, start.multipliers))
         self.cones.start(U, bounds, b)
-        self.fused = FusedIteration(self) if can_fuse(program, like) else None
+        self.fused = fused_iteration(self)
 
     def _copies(self, U, A=None) -> Blocks:
         """Return what the blocks are copies of, at weights U (2, C, d, P) and bounds A."""

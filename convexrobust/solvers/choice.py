@@ -11,7 +11,7 @@ from convexrobust.solvers.conic import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint
 
 _DENSE = 2000  # unknowns, or rows, up to which a few dozen dense factorisations take seconds
-_ROUGH, _DENSE_ROUGH = 1e-2, 600  # relative gap from which on ADMM is quicker beyond so many
+_ROUGH, _DENSE_ROUGH = 1e-2, 600  # relative gap from which on ADMM on tensors is quicker beyond
 _SINGLE = 1e-3  # relative gap that single precision reaches
 _LARGE = 10_000_000  # rows times unknowns from which its speed, twice that of double, matters
 
@@ -29,12 +29,13 @@ def default_solver(
 ) -> Solver:
     r"""Return the solver for the patterns of a program that its size asks for.
 
-    `InteriorPoint` up to 2000 unknowns (2 C d P), or 600 for a soft program whose gap may be 1e-2,
-    and up to 2000 rows where cones are constraints (few neurons remain, see there) or nothing is
-    perturbed (the factorisations fall into blocks); beyond that `ADMM`, or `ConicSolver` where
-    torch is not installed. Programs with copies go to `ConicSolver`, and large ones to `ADMM` if
-    they have one output and no logistic loss. `ADMM` runs in single precision on large programs, if
-    ``tol`` is at least 1e-3; its bounds are in double precision all the same.
+    `InteriorPoint` up to 2000 unknowns (2 C d P), and up to 2000 rows where cones are constraints
+    (few neurons remain, see there) or nothing is perturbed (the factorisations fall into blocks);
+    beyond that `ADMM`, or `ConicSolver` where torch is not installed. A soft program whose gap may
+    be 1e-2 goes to `ADMM` from 600 unknowns on, and in any case if numba compiles its iteration:
+    two classes, and l-inf or nothing perturbed. Programs with copies go to `ConicSolver`, and large
+    ones to `ADMM` if they have one output and no logistic loss. `ADMM` runs in single precision on
+    large programs, if ``tol`` is at least 1e-3; its bounds are in double precision all the same.
 
     Parameters
     ----------
@@ -49,18 +50,31 @@ def default_solver(
     if program.copy_of is None:
         sparse = program.sets.radius == 0.0 or program.formulation != "soft"
         rough = tol is not None and tol >= _ROUGH
-        dense = _DENSE if sparse or not rough else _DENSE_ROUGH
+        dense = _DENSE if sparse or not rough else _dense_rough(program)
         if unknowns <= dense or (sparse and n <= _DENSE):
             return InteriorPoint(1e-4 if tol is None else tol)
     elif n * unknowns <= 20 * _DENSE or not _splits_copies(program):
         return ConicSolver()
-    if importlib.util.find_spec("torch") is None:
+    if not _has_torch():
         return ConicSolver()
     from convexrobust.solvers.admm import ADMM  # imports torch
 
     tol = 1e-2 if tol is None else tol
     single = tol >= _SINGLE and n * unknowns > _LARGE
     return ADMM(tol, max_iter, dtype="float32" if single else "float64")
+
+
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
+def _dense_rough(program) -> int:
+    """Return the unknowns up to which `InteriorPoint` is quicker than a rough `ADMM`."""
+    if not _has_torch():
+        return _DENSE
+    from convexrobust.solvers.fused import can_fuse  # imports torch
+
+    return 0 if can_fuse(program) else _DENSE_ROUGH
 
 
 def _splits_copies(program) -> bool:

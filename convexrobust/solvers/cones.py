@@ -194,7 +194,7 @@ class ConeCopies:
         return gaps - self.kappa * self.b
 
     def imbalance(self, U, A, copies, old):
-        """Return relative primal and dual errors of the last step, given its copies and old ones."""
+        """Return relative primal and dual errors of a step, given its copies and older ones."""
         gaps = self._gaps(U, A)
         primal = _norm(gaps - copies) / max(_norm(gaps), _norm(copies), _TINY)
         return primal, _norm(copies - old) / max(self.kappa * _norm(self.b), _TINY)

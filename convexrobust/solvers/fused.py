@@ -14,15 +14,23 @@ import numpy as np
 import torch
 
 from convexrobust.solvers.margin_prox import SETTLED, SMALLEST
-from convexrobust.solvers.reach import NEWTON_STEPS, BoxReach
+from convexrobust.solvers.reach import NEWTON_STEPS, ROUNDING, BoxReach
+
+_FEW_THREADS = 3  # kernels use one; from here on tensors, with three times the passes, catch up
 
 
-def can_fuse(program, like) -> bool:
-    """Tell whether `FusedIteration` is for a program: one margin a row, boxes, on a CPU."""
+def can_fuse(program) -> bool:
+    """Tell whether there are kernels for a program: of one margin a row, with boxes, and numba."""
     installed = importlib.util.find_spec("numba") is not None
     one_margin = program.margin_map.directions.shape[1:] == (1, 1) and program.copy_of is None
     boxes = program.sets.radius == 0.0 or program.sets.p == np.inf
-    return installed and like.device.type == "cpu" and one_margin and boxes
+    return installed and one_margin and boxes
+
+
+def fused_iteration(splitting) -> FusedIteration | None:
+    """Return the `FusedIteration` of a splitting, None where there is none or it does not pay."""
+    on_cpu = splitting.X.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
+    return FusedIteration(splitting) if on_cpu and can_fuse(splitting.program) else None
 
 
 class FusedIteration:
@@ -227,7 +235,7 @@ class _Boxes:
 
     def prox(self, Z, A, weights, last, z_Z, z_A):
         """Take the joint step of weights Z and bounds A."""
-        self.kernels.box_prox(Z, A, weights, NEWTON_STEPS, last, z_Z, z_A)
+        self.kernels.box_prox(Z, A, weights, NEWTON_STEPS, ROUNDING, last, z_Z, z_A)
 
     def at_rows(self, side, A):
         """Return R A (m, P), or one row of it where all are alike."""

@@ -204,7 +204,7 @@ def _clip_and_shrink(Z, axes, t, beta, rho, out):
 
 
 @compiled
-def box_prox(Z, A, weights, n_steps, factor, z, bound):
+def box_prox(Z, A, weights, n_steps, rounding, factor, z, bound):
     """Take the joint step of weights Z (d, P) and bounds A (d, P) of their sizes.
 
     The factors by which the norm shrinks the columns (P,) are moved by Newton steps, in place.
@@ -230,7 +230,7 @@ def box_prox(Z, A, weights, n_steps, factor, z, bound):
             low[i] = factor[i] if value > 0.0 else low[i]
             high[i] = factor[i] if value < 0.0 else high[i]
             found = min(max(factor[i] + value / slope, 0.0), 1.0)
-            inside = low[i] < found < high[i]
+            inside = low[i] < found < high[i] or abs(value) <= rounding * threshold
             bracketed = low[i] >= 0.0 and high[i] <= 1.0
             factor[i] = (low[i] + high[i]) / 2.0 if bracketed and not inside else found
     for j in range(d):

@@ -21,6 +21,7 @@ from convexrobust.backends import torch as xp
 from convexrobust.perturbations import DUAL_NORM, project_rows
 
 NEWTON_STEPS = 3
+ROUNDING = 1e-6  # relative error of an equation that is solved: a step may then be 0
 
 
 def shrunk(Z, threshold):
@@ -155,6 +156,7 @@ class BoxReach:
             low, high = torch.where(value > 0.0, s, low), torch.where(value < 0.0, s, high)
             s = (s + value / slope).clamp_(0.0, 1.0)
             outside = (low >= 0.0) & (high <= 1.0) & ((s <= low) | (s >= high))
+            outside &= torch.abs(value) > ROUNDING * threshold
             s = torch.where(outside, (low + high) / 2.0, s)
         self.last = s[:, :, 0]
         cut = torch.minimum(size, bound / (s + kappa))

@@ -1,0 +1,153 @@
+"""The compiled iteration of `ADMM` is the one on tensors."""
+
+import importlib.util
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from convexrobust import (
+    ConvexProgram,
+    GroupLasso,
+    Hinge,
+    Logistic,
+    LpBall,
+    Squared,
+    SquaredHinge,
+    sample_patterns,
+)
+from convexrobust.solvers import ADMM, fused
+from convexrobust.solvers.admm import _Splitting
+from convexrobust.solvers.fused import can_fuse
+from convexrobust.solvers.tensors import scalar_like
+from tests.cases import name, small_data
+
+pytest.importorskip("numba")
+
+NOMINAL, ROBUST = LpBall(np.inf, 0.0), LpBall(np.inf, 0.1)
+BOUNDED = LpBall(np.inf, 0.1, (-6.0, 6.0))
+
+
+def program_of(loss=None, ball=ROBUST, formulation="soft", n_classes=2, n=30, P=7, **options):
+    loss = loss or Hinge()
+    X, y = small_data(loss.task, n_classes, n)
+    D = sample_patterns(X, P, random_state=0)
+    outputs = n_classes if n_classes > 2 else 1
+    beta = GroupLasso(0.02)
+    return ConvexProgram(X, y, D, loss, beta, ball, formulation, n_outputs=outputs, **options)
+
+
+def iterated(splitting, n_steps):
+    """Take steps, the weights balanced in between."""
+    splitting.advance(n_steps)
+    splitting.balance()
+    splitting.advance(n_steps)
+    return splitting
+
+
+def arrays(splitting):
+    """Return everything that the next iteration or a certificate depends on."""
+    cones, blocks = splitting.cones, (*splitting.state, *splitting.z, *splitting.x)
+    of_cones = (cones.gaps, cones.b, cones.XH, cones.RT, cones.pulled, cones.reached)
+    weights = torch.tensor(splitting.weights())
+    return [a for a in (*blocks, *of_cones, splitting.a, weights) if a is not None]
+
+
+def assert_same_iterates(program, dtype="float64", rtol=1e-7):
+    like = scalar_like(dtype, "cpu")
+    compiled, on_tensors = (_Splitting(program, like, None) for _ in range(2))
+    assert compiled.fused is not None
+    on_tensors.fused = None
+    pairs = zip(arrays(iterated(compiled, 20)), arrays(iterated(on_tensors, 20)), strict=True)
+    for a, b in pairs:
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        assert float(torch.abs(a - b).max()) <= rtol * float(torch.abs(b).max())
+
+
+@pytest.mark.parametrize("ball", [NOMINAL, ROBUST, BOUNDED], ids=["nominal", "shared", "boxes"])
+@pytest.mark.parametrize("formulation", ["soft", "one-sided", "hard"])
+def test_iterates_are_those_on_tensors(ball, formulation):
+    # At the first steps of boxes cut weights tie with others, and rounding chooses between them.
+    rtol = 1e-5 if ball is BOUNDED else 1e-7
+    assert_same_iterates(program_of(ball=ball, formulation=formulation), rtol=rtol)
+
+
+@pytest.mark.parametrize("loss", [SquaredHinge(), Logistic()], ids=name)
+def test_for_other_losses(loss):
+    assert_same_iterates(program_of(loss))
+
+
+def test_with_weights_and_features_that_are_not_perturbed():
+    weight = np.linspace(0.5, 2.0, 30)
+    ball = LpBall(np.inf, np.array([0.1, 0.0]))
+    assert_same_iterates(program_of(ball=ball, sample_weight=weight))
+
+
+def test_in_single_precision():
+    assert_same_iterates(program_of(), "float32", rtol=1e-3)
+
+
+@pytest.mark.parametrize("ball", [ROBUST, BOUNDED], ids=["shared", "boxes"])
+def test_a_start_is_taken_over(ball):
+    program = program_of(ball=ball)
+    rough = ADMM(1e-2).solve(program)
+    again, afresh = (ADMM(1e-5, 5000).solve(program, start) for start in (rough, None))
+    assert again.status == afresh.status == "optimal"
+    assert again.objective == pytest.approx(afresh.objective, rel=2e-5)
+    assert again.history[0].objective < afresh.history[0].objective
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        program_of(Squared()),
+        program_of(n_classes=3),
+        program_of(ball=LpBall(2, 0.1)),
+        program_of(copy_of=np.arange(30) // 2),
+    ],
+    ids=["regression", "classes", "l2", "copies"],
+)
+def test_others_stay_on_tensors(program):
+    assert not can_fuse(program)
+    assert _Splitting(program, scalar_like("float64", "cpu"), None).fused is None
+
+
+def test_nominal_programs_of_any_ball():
+    assert can_fuse(program_of(ball=LpBall(2, 0.0)))
+
+
+def test_without_numba_or_with_many_threads_it_stays_on_tensors(monkeypatch):
+    program, like = program_of(), scalar_like("float64", "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        assert _Splitting(program, like, None).fused is None
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: fused._FEW_THREADS + 1)
+        assert _Splitting(program, like, None).fused is None
+    assert _Splitting(program, like, None).fused is not None
+
+
+def test_where_nothing_can_be_kept_it_compiles_all_the_same(monkeypatch):
+    from convexrobust.solvers import kernels
+
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: (function, options)
+
+    monkeypatch.setattr(kernels, "njit", njit)
+    function, options = kernels.compiled(replace)
+    assert function is replace
+    assert "fastmath" in options
+
+
+def test_multipliers_that_were_handed_out_stay():
+    splitting = _Splitting(program_of(), scalar_like("float64", "cpu"), None)
+    splitting.advance(10)
+    handed, V = splitting.multipliers(), splitting.point()[0]
+    copies = handed.margins.copy(), handed.cones_v[0].copy(), handed.slopes[0].copy(), V.copy()
+    splitting.advance(10)
+    for a, b in zip((handed.margins, handed.cones_v[0], handed.slopes[0], V), copies, strict=True):
+        np.testing.assert_array_equal(a, b)
