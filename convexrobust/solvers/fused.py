@@ -51,8 +51,8 @@ class FusedIteration:
         program, prox, cones = splitting.program, splitting.prox, splitting.cones
         squares = splitting.least_squares
         self.beta = program.regularizer.beta
-        self.X, self.D = splitting.X.numpy(), squares.D.numpy()
-        self.directions = _copy(squares.directions[:, 0, 0])
+        self.X = splitting.X.numpy()
+        self.D = squares.directions[:, 0].numpy() * squares.D.numpy()  # slopes of the margins
         self.rows, self.rows_vectors = squares.rows.numpy()[:, None], squares.rows_vectors.numpy()
         self.columns = squares.columns.numpy()
         self.columns_vectors = squares.columns_vectors.numpy()
@@ -88,9 +88,13 @@ class FusedIteration:
         self.rho_h, self.rho_t, self.kappa = cones.rho, cones.rho_reach, cones.kappa
         self.a, self.M, self.Z = (_copy(s) for s in (splitting.a[0], state.M[0], state.Z[:, 0]))
         self.gaps, self.b, self.XH = _copy(cones.gaps), _copy(cones.b), _copy(cones.XH[:, 0])
+        diagonal = self.rho_h * self.rows + self.rho_z
+        self.inverse = self.rows_vectors @ (self.rows_vectors.T / diagonal)
+        self.inverse_rotated = 1.0 / (diagonal + 2.0 * self.rho_m * self.columns)
         self.scratch, self.slopes = np.empty_like(self.gaps), np.empty_like(self.M)
         self.z_M, self.x_M = np.empty_like(self.M), np.empty_like(self.M)
         self.z_Z, self.x_Z, self.pulled, self.right = (np.empty_like(self.Z) for _ in range(4))
+        self.total, self.difference = np.empty_like(self.Z)
         of_bounds = 2, self.reach.size, self.Z.shape[2]
         self.A, self.RT = (_copy(bounds, of_bounds) for bounds in (state.A, cones.RT))
         self.z_A, self.x_A, self.reached = (np.zeros_like(self.A) for _ in range(3))
@@ -121,7 +125,7 @@ class FusedIteration:
         scales = self.rho_m, self.kappa, SMALLEST * self.unit, SETTLED * self.unit
         self.kernels.margin_prox(
             self.M, self.X, self.radii, self.offsets, self.loss, self.weight, self.cap,
-            self.gaps, self.charged, scales, self.a, self.z_M,
+            self.gaps, self.charged, scales, self.a, self.z_M, self.slopes,
         )  # fmt: skip
         caps = self.no_caps if self.payers is None else self.a[self.payers]
         self.kernels.settle(self.gaps, caps, self.signs, self.kappa, self.b, self.scratch)
@@ -135,18 +139,16 @@ class FusedIteration:
     def _linear_step(self):
         """Set the weights x, and what they give, to those closest to 2 z - s."""
         kernels, right = self.kernels, self.right
-        kernels.reflected(self.M, self.z_M, self.directions, self.slopes)
         weights = self.rho_h, 2.0, self.rho_z
         kernels.right_side(self.XH, self.pulled, self.Z, self.z_Z, weights, right)
-        diagonal, rotate = self.rho_h * self.rows + self.rho_z, self.rows_vectors
-        total = rotate @ ((rotate.T @ (right[0] + right[1])) / diagonal)
-        difference = right[0] - right[1] + 2.0 * self.rho_m * (self.slopes.T @ self.D)
-        rotated = rotate.T @ difference @ self.columns_vectors
-        rotated /= diagonal + 2.0 * self.rho_m * self.columns
-        difference = rotate @ rotated @ self.columns_vectors.T
+        of_slopes = 2.0 * self.rho_m * (self.slopes.T @ self.D)
+        kernels.separate(right, of_slopes, self.total, self.difference)
+        total = self.inverse @ self.total
+        rotated = self.rows_vectors.T @ self.difference @ self.columns_vectors
+        rotated *= self.inverse_rotated
+        difference = self.rows_vectors @ rotated @ self.columns_vectors.T
+        kernels.join(total, difference, self.x_Z)
         np.matmul(self.D, difference.T, out=self.x_M)
-        self.x_M *= self.directions[:, None]
-        self.x_Z[:] = (total + difference) / 2.0, (total - difference) / 2.0
         weights = self.rho_t, -2.0, self.rho_a
         kernels.right_side(self.RT, self.reached, self.A, self.z_A, weights, self.x_A)
         self.reach.divide(self.x_A, self.rho_t, self.rho_a)

@@ -22,12 +22,13 @@ def compiled(function):
 
 
 @compiled
-def margin_prox(M, X, radii, offset, loss, weight, cap, gaps, charged, scales, a, new):
-    """Take the proximal step of the margins: slopes M to ``new``, multipliers ``a`` in place.
+def margin_prox(M, X, radii, offset, loss, weight, cap, gaps, charged, scales, a, z, aim):
+    """Take the proximal step of the margins: slopes M to z, multipliers ``a`` in place.
 
     ``radii`` are those of the boxes (1 or n, d), with no row where nothing is perturbed; ``loss``
     is (threshold, steepness); row k of M pays for the slacks in row charged[k] of the gaps (empty
-    for cone constraints); ``scales`` are (rho, kappa, the smallest a, a change that is none).
+    for cone constraints); ``scales`` are (rho, kappa, the smallest a, a change that is none). What
+    least squares aim at, 2 z - M, becomes ``aim``.
     """
     rho, kappa, smallest, settled = scales
     n, d = M.shape
@@ -47,35 +48,49 @@ def margin_prox(M, X, radii, offset, loss, weight, cap, gaps, charged, scales, a
         a[k] = found
         step = found / rho
         for j in range(d):
-            new[k, j] = M[k, j] + step * X[k, j]
+            z[k, j] = M[k, j] + step * X[k, j]
         for j in range(len(radius)):
             reach = step * radius[j]
-            new[k, j] -= min(max(new[k, j], -reach), reach)
+            z[k, j] -= min(max(z[k, j], -reach), reach)
+        for j in range(d):
+            aim[k, j] = 2.0 * z[k, j] - M[k, j]
 
 
 @compiled
 def _margin(M, x, radius, paid, rho, kappa, smallest, a):
     """Return the margin at a multiplier, slacks paid, without its offset, and its slope there."""
-    margin = slope = 0.0
-    step = a / rho
     if len(radius):
         step = max(a, smallest) / rho  # at a = 0 the worst perturbation is that of the limit
-        for j in range(len(x)):
-            moved = M[j] + step * x[j]
-            reach = step * radius[j]
-            clipped = min(max(moved, -reach), reach)
-            worst = x[j] - clipped / step
-            margin += worst * (moved - clipped)
-            slope += worst * worst if moved != clipped else 0.0
+        margin, slope = _worst_margin(M, x, radius, step)
     else:
-        for j in range(len(x)):
-            margin += x[j] * (M[j] + step * x[j])
-            slope += x[j] * x[j]
+        margin, slope = _nominal_margin(M, x, a / rho)
     slacks, n_slacks, allowed = 0.0, 0.0, kappa * a
     for i in range(len(paid)):
         slacks += max(paid[i] - allowed, 0.0)
         n_slacks += 1.0 if paid[i] > allowed else 0.0
     return margin - slacks, max(slope / rho + kappa * n_slacks, 1e-30)
+
+
+@compiled
+def _worst_margin(M, x, radius, step):
+    margin, slope, inverse = 0.0, 0.0, 1.0 / step
+    for j in range(len(x)):
+        moved = M[j] + step * x[j]
+        reach = step * radius[j]
+        clipped = min(max(moved, -reach), reach)
+        worst = x[j] - clipped * inverse
+        margin += worst * (moved - clipped)
+        slope += worst * worst if moved != clipped else 0.0
+    return margin, slope
+
+
+@compiled
+def _nominal_margin(M, x, step):
+    margin = slope = 0.0
+    for j in range(len(x)):
+        margin += x[j] * (M[j] + step * x[j])
+        slope += x[j] * x[j]
+    return margin, slope
 
 
 @compiled
@@ -100,9 +115,10 @@ def _balance(margin, slope, a, loss, weight, cap):
 def settle(gaps, caps, signs, kappa, b, signed):
     """Set the multipliers b of cone rows or slacks (m, P), and their products with the signs S."""
     m, P = gaps.shape
+    inverse = 1.0 / kappa
     for r in range(m):
         for i in range(P):
-            b[r, i] = min(max(gaps[r, i] / kappa, 0.0), caps[r])
+            b[r, i] = min(max(gaps[r, i] * inverse, 0.0), caps[r])
             signed[r, i] = signs[r, i] * b[r, i]
 
 
@@ -126,15 +142,6 @@ def relax(state, x, z, relaxation):
 
 
 @compiled
-def reflected(state, z, factors, out):
-    """Set ``out`` to 2 z - s of the slopes (n, d), each row times its factor."""
-    n, d = state.shape
-    for k in range(n):
-        for j in range(d):
-            out[k, j] = factors[k] * (2.0 * z[k, j] - state[k, j])
-
-
-@compiled
 def right_side(product, pulled, state, z, weights, out):
     """Set ``out`` to what a product X'H or R'T and a block of the state aim at, all (2, q, P)."""
     of_product, of_pulled, of_state = weights
@@ -142,6 +149,27 @@ def right_side(product, pulled, state, z, weights, out):
     aim = out.reshape(-1)
     for j in range(len(s)):
         aim[j] = of_product * h[j] + of_pulled * b[j] + of_state * (2.0 * z[j] - s[j])
+
+
+@compiled
+def separate(right, of_slopes, total, difference):
+    """Set the right-hand sides of V + W and of V - W (d, P), from those of V and W (2, d, P)."""
+    d, P = total.shape
+    for j in range(d):
+        for i in range(P):
+            v, w = right[0, j, i], right[1, j, i]
+            total[j, i] = v + w
+            difference[j, i] = v - w + of_slopes[j, i]
+
+
+@compiled
+def join(total, difference, out):
+    """Set V and W (2, d, P) from their sum and difference."""
+    d, P = total.shape
+    for j in range(d):
+        for i in range(P):
+            out[0, j, i] = (total[j, i] + difference[j, i]) / 2.0
+            out[1, j, i] = (total[j, i] - difference[j, i]) / 2.0
 
 
 @compiled
@@ -213,19 +241,20 @@ def box_prox(Z, A, weights, n_steps, rounding, factor, z, bound):
     d, P = Z.shape
     threshold, kappa = beta / rho_z, rho_z / rho_a
     low, high = np.full(P, -1.0), np.full(P, 2.0)  # not met yet
-    square, bent = np.empty(P, Z.dtype), np.empty(P, Z.dtype)
+    square, bent, inverse = np.empty(P, Z.dtype), np.empty(P, Z.dtype), np.empty(P, Z.dtype)
     for _ in range(n_steps):
         square[:] = 0.0
         bent[:] = 0.0
+        inverse[:] = 1.0 / (factor + kappa)
         for j in range(d):
             for i in range(P):
                 size = abs(Z[j, i])
-                cut = min(size, max(A[j, i] + kappa * size, 0.0) / (factor[i] + kappa))
+                cut = min(size, max(A[j, i] + kappa * size, 0.0) * inverse[i])
                 square[i] += cut * cut
                 bent[i] += cut * cut if cut < size else 0.0
         for i in range(P):
             length = max(np.sqrt(square[i]), 1e-30)
-            slope = length + (1.0 - factor[i]) * bent[i] / (factor[i] + kappa) / length
+            slope = length + (1.0 - factor[i]) * bent[i] * inverse[i] / length
             value = (1.0 - factor[i]) * length - threshold
             low[i] = factor[i] if value > 0.0 else low[i]
             high[i] = factor[i] if value < 0.0 else high[i]
@@ -233,10 +262,11 @@ def box_prox(Z, A, weights, n_steps, rounding, factor, z, bound):
             inside = low[i] < found < high[i] or abs(value) <= rounding * threshold
             bracketed = low[i] >= 0.0 and high[i] <= 1.0
             factor[i] = (low[i] + high[i]) / 2.0 if bracketed and not inside else found
+    inverse[:] = 1.0 / (factor + kappa)
     for j in range(d):
         for i in range(P):
             size = abs(Z[j, i])
-            cut = min(size, max(A[j, i] + kappa * size, 0.0) / (factor[i] + kappa))
+            cut = min(size, max(A[j, i] + kappa * size, 0.0) * inverse[i])
             z[j, i] = cut if Z[j, i] > 0.0 else -cut
             bound[j, i] = A[j, i] + kappa * (size - cut)
     shrink(z, threshold, z)
