@@ -130,10 +130,11 @@ class ADMM:
         like = scalar_like(self.dtype, self.device)
         with monitor.running(), torch.no_grad(), memory_of(like, "the number of patterns"):
             splitting = _Splitting(program, like, start)
-            done = 0
-            for n_iter in _stops(self.max_iter):
-                splitting.advance(n_iter - done)
-                done = n_iter
+            n_iter = 0
+            while n_iter < self.max_iter:
+                stop = _next_stop(n_iter, self.max_iter)
+                splitting.advance(stop - n_iter)
+                n_iter = stop
                 if n_iter % _BALANCE == 0 and n_iter <= _LAST_BALANCE:
                     splitting.balance()
                 if n_iter % _CHECK == 0 or n_iter == self.max_iter:
@@ -143,10 +144,12 @@ class ADMM:
         return replace(monitor.solution(), state=splitting.weights())
 
 
-def _stops(max_iter):
-    """Return the iterations after which the weights are balanced or the iterate certified."""
-    balances = range(_BALANCE, min(max_iter, _LAST_BALANCE) + 1, _BALANCE)
-    return sorted({*balances, *range(_CHECK, max_iter + 1, _CHECK), max_iter} - {0})
+def _next_stop(n_iter, max_iter):
+    """Return the iteration after which the weights are balanced or the iterate certified next."""
+    stop = min(n_iter - n_iter % _CHECK + _CHECK, max_iter)
+    if n_iter < _LAST_BALANCE:
+        stop = min(n_iter - n_iter % _BALANCE + _BALANCE, stop)
+    return stop
 
 
 class _Splitting:
