@@ -8,7 +8,16 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-_PACKAGES = ("convexrobust", "numpy", "scipy", "scikit-learn", "cvxpy", "clarabel", "torch")
+_PACKAGES = (
+    "convexrobust",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "cvxpy",
+    "clarabel",
+    "torch",
+    "numba",
+)
 
 
 def versions() -> dict[str, str]:
