@@ -11,17 +11,14 @@ from convexrobust import (
     ConvexProgram,
     GroupLasso,
     Hinge,
-    Logistic,
     LpBall,
-    Squared,
-    SquaredHinge,
     sample_patterns,
 )
 from convexrobust.solvers import ADMM, fused
 from convexrobust.solvers.admm import _Splitting
 from convexrobust.solvers.fused import can_fuse
 from convexrobust.solvers.tensors import scalar_like
-from tests.cases import name, small_data
+from tests.cases import LOSSES, name, small_data
 
 pytest.importorskip("numba")
 
@@ -74,9 +71,10 @@ def test_iterates_are_those_on_tensors(ball, formulation):
     assert_same_iterates(program_of(ball=ball, formulation=formulation), rtol=rtol)
 
 
-@pytest.mark.parametrize("loss", [SquaredHinge(), Logistic()], ids=name)
-def test_for_other_losses(loss):
-    assert_same_iterates(program_of(loss))
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+@pytest.mark.parametrize("formulation", ["soft", "hard"])
+def test_for_every_loss(loss, formulation):
+    assert_same_iterates(program_of(loss, formulation=formulation))
 
 
 def test_with_weights_and_features_that_are_not_perturbed():
@@ -102,12 +100,11 @@ def test_a_start_is_taken_over(ball):
 @pytest.mark.parametrize(
     "program",
     [
-        program_of(Squared()),
         program_of(n_classes=3),
         program_of(ball=LpBall(2, 0.1)),
         program_of(copy_of=np.arange(30) // 2),
     ],
-    ids=["regression", "classes", "l2", "copies"],
+    ids=["classes", "l2", "copies"],
 )
 def test_others_stay_on_tensors(program):
     assert not can_fuse(program)

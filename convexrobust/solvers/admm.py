@@ -20,7 +20,7 @@ therefore be adapted block by block for nothing. An iteration costs matrix produ
 the number of rows.
 
 Below the iteration is written on tensors, for any program, device and precision. `FusedIteration`
-is the same one, compiled, for programs of two classes on a CPU.
+is the same one, compiled, for programs of one output on a CPU.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ class ADMM:
     dominated by the copies, a few arrays of n x 2CP numbers and of n x Ed.
 
     On a CPU with few threads the element-wise part is compiled, where numba is installed, for
-    programs of two classes with l-inf perturbations or none: 2 to 10 times as fast, the more the
-    smaller the program. Compiling takes some seconds, once; it is kept on disk.
+    programs of one output (two classes, or a regression) with l-inf perturbations or none: up to
+    10 times as fast, the more the smaller the program. Compiling takes some seconds, once; it is
+    kept on disk.
     """
 
     def __init__(self, tol=1e-3, max_iter=3000, *, dtype="float64", device="cpu", time_limit=None):

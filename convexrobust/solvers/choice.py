@@ -33,9 +33,9 @@ def default_solver(
     (few neurons remain, see there) or nothing is perturbed (the factorisations fall into blocks);
     beyond that `ADMM`, or `ConicSolver` where torch is not installed. A soft program whose gap may
     be 1e-2 goes to `ADMM` from 600 unknowns on, and in any case if numba compiles its iteration:
-    two classes, and l-inf or nothing perturbed. Programs with copies go to `ConicSolver`, and large
-    ones to `ADMM` if they have one output and no logistic loss. `ADMM` runs in single precision on
-    large programs, if ``tol`` is at least 1e-3; its bounds are in double precision all the same.
+    one output, and l-inf perturbations. Programs with copies go to `ConicSolver`, and large ones to
+    `ADMM` if they have one output and no logistic loss. `ADMM` runs in single precision on large
+    programs, if ``tol`` is at least 1e-3; its bounds are in double precision all the same.
 
     Parameters
     ----------

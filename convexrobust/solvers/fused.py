@@ -20,11 +20,11 @@ _FEW_THREADS = 3  # kernels use one; from here on tensors, with three times the 
 
 
 def can_fuse(program) -> bool:
-    """Tell whether there are kernels for a program: of one margin a row, with boxes, and numba."""
+    """Tell whether there are kernels for a program: of one output, with boxes; and numba."""
     installed = importlib.util.find_spec("numba") is not None
-    one_margin = program.margin_map.directions.shape[1:] == (1, 1) and program.copy_of is None
+    one_output = program.n_outputs == 1 and program.copy_of is None
     boxes = program.sets.radius == 0.0 or program.sets.p == np.inf
-    return installed and one_margin and boxes
+    return installed and one_output and boxes
 
 
 def fused_iteration(splitting) -> FusedIteration | None:
@@ -34,9 +34,10 @@ def fused_iteration(splitting) -> FusedIteration | None:
 
 
 class FusedIteration:
-    """The iteration of a splitting with one margin a row, unperturbed or perturbed in boxes.
+    """The iteration of a splitting with one output, unperturbed or perturbed in boxes.
 
-    Arrays of weights have shape (2, d, P), V and W, and those of bounds (2, q, P).
+    Arrays of weights have shape (2, d, P), V and W, and those of bounds (2, q, P). There is one
+    margin a sample, or the two of a residual, whose slopes differ in their sign.
 
     Parameters
     ----------
@@ -52,21 +53,25 @@ class FusedIteration:
         squares = splitting.least_squares
         self.beta = program.regularizer.beta
         self.X = splitting.X.numpy()
-        self.D = squares.directions[:, 0].numpy() * squares.D.numpy()  # slopes of the margins
+        self.D = squares.directions[:, 0].numpy() * squares.D.numpy()  # slopes of first margins
         self.rows, self.rows_vectors = squares.rows.numpy()[:, None], squares.rows_vectors.numpy()
         self.columns = squares.columns.numpy()
         self.columns_vectors = squares.columns_vectors.numpy()
         # Of the margins: radii of the boxes, and what their step takes of the loss.
         self.radii = self.X[:0] if prox.reach is None else prox.reach.numpy()
-        self.offsets, self.unit = prox.offsets[0].numpy(), prox.unit
+        self.offsets, self.unit = prox.offsets.numpy(), prox.unit
+        one_margin = len(self.offsets) == 1
+        self.margin_prox = kernels.margin_prox if one_margin else kernels.residual_prox
         self.loss = float(program.loss.threshold), float(program.loss.steepness)
         self.weight, self.cap = prox.balance.weight.numpy(), prox.balance.cap.numpy()
         # Of the cone rows, those of V and then of W.
         self.signs, self.gram = -cones.opposite.numpy(), cones.gram.numpy()
         self.sides = [(block.side, block.part, _copy(block.X)) for block in cones.blocks]
-        # Which row of the gaps a sample pays for, and which sample caps the multipliers of a row.
+        # Which row of the gaps a margin pays for, and which margin caps the multipliers of a row.
         self.payers = cones.payers.numpy() if cones.soft else None
-        self.charged = np.argsort(self.payers) if cones.soft else np.empty(0, np.intp)
+        self.charged = np.empty((0, 0), np.intp)
+        if cones.soft:
+            self.charged = np.argsort(self.payers).reshape(self.offsets.shape)
         self.no_caps = np.full(len(self.signs), np.inf, self.X.dtype)
         self.reach = _reach_of(splitting, kernels)
 
@@ -86,13 +91,13 @@ class FusedIteration:
         cones, state, reach = splitting.cones, splitting.state, splitting.reach
         self.rho_m, self.rho_z, self.rho_a = splitting.rho
         self.rho_h, self.rho_t, self.kappa = cones.rho, cones.rho_reach, cones.kappa
-        self.a, self.M, self.Z = (_copy(s) for s in (splitting.a[0], state.M[0], state.Z[:, 0]))
+        self.a, self.M, self.Z = (_copy(s) for s in (splitting.a, state.M, state.Z[:, 0]))
         self.gaps, self.b, self.XH = _copy(cones.gaps), _copy(cones.b), _copy(cones.XH[:, 0])
         diagonal = self.rho_h * self.rows + self.rho_z
         self.inverse = self.rows_vectors @ (self.rows_vectors.T / diagonal)
         self.inverse_rotated = 1.0 / (diagonal + 2.0 * self.rho_m * self.columns)
-        self.scratch, self.slopes = np.empty_like(self.gaps), np.empty_like(self.M)
-        self.z_M, self.x_M = np.empty_like(self.M), np.empty_like(self.M)
+        self.scratch = np.empty_like(self.gaps)
+        self.z_M, self.x_M, self.aim = (np.empty_like(self.M) for _ in range(3))
         self.z_Z, self.x_Z, self.pulled, self.right = (np.empty_like(self.Z) for _ in range(4))
         self.total, self.difference = np.empty_like(self.Z)
         of_bounds = 2, self.reach.size, self.Z.shape[2]
@@ -123,11 +128,11 @@ class FusedIteration:
     def _proximal_step(self):
         """Set the copies z and the multipliers to the proximal point of the state."""
         scales = self.rho_m, self.kappa, SMALLEST * self.unit, SETTLED * self.unit
-        self.kernels.margin_prox(
+        self.margin_prox(
             self.M, self.X, self.radii, self.offsets, self.loss, self.weight, self.cap,
-            self.gaps, self.charged, scales, self.a, self.z_M, self.slopes,
+            self.gaps, self.charged, scales, self.a, self.z_M, self.aim,
         )  # fmt: skip
-        caps = self.no_caps if self.payers is None else self.a[self.payers]
+        caps = self.no_caps if self.payers is None else self.a.ravel()[self.payers]
         self.kernels.settle(self.gaps, caps, self.signs, self.kappa, self.b, self.scratch)
         weights = self.beta, self.rho_z, self.rho_a
         for side, part, X in self.sides:
@@ -141,14 +146,16 @@ class FusedIteration:
         kernels, right = self.kernels, self.right
         weights = self.rho_h, 2.0, self.rho_z
         kernels.right_side(self.XH, self.pulled, self.Z, self.z_Z, weights, right)
-        of_slopes = 2.0 * self.rho_m * (self.slopes.T @ self.D)
+        slopes = self.aim[0] if len(self.aim) == 1 else self.aim[0] - self.aim[1]
+        of_slopes = 2.0 * self.rho_m * (slopes.T @ self.D)
         kernels.separate(right, of_slopes, self.total, self.difference)
         total = self.inverse @ self.total
         rotated = self.rows_vectors.T @ self.difference @ self.columns_vectors
         rotated *= self.inverse_rotated
         difference = self.rows_vectors @ rotated @ self.columns_vectors.T
         kernels.join(total, difference, self.x_Z)
-        np.matmul(self.D, difference.T, out=self.x_M)
+        np.matmul(self.D, difference.T, out=self.x_M[0])
+        np.negative(self.x_M[0], out=self.x_M[1:])
         weights = self.rho_t, -2.0, self.rho_a
         kernels.right_side(self.RT, self.reached, self.A, self.z_A, weights, self.x_A)
         self.reach.divide(self.x_A, self.rho_t, self.rho_a)

@@ -1,7 +1,7 @@
 """The element-wise passes of an iteration of `ADMM`, compiled by numba (an optional dependency).
 
-Each does for one margin a row, and arrays in memory, what the tensors of `ADMM` do in several
-passes; the formulas are explained there: `margin_prox`, `cones`, `reach`, `kronecker`. They are for
+Each does for one output, and arrays in memory, what the tensors of `ADMM` do in several passes; the
+formulas are explained there: `margin_prox`, `balance`, `cones`, `reach`, `kronecker`. They are for
 `FusedIteration`, which multiplies the matrices in between.
 """
 
@@ -22,38 +22,67 @@ def compiled(function):
 
 
 @compiled
-def margin_prox(M, X, radii, offset, loss, weight, cap, gaps, charged, scales, a, z, aim):
-    """Take the proximal step of the margins: slopes M to z, multipliers ``a`` in place.
+def margin_prox(M, X, radii, offsets, loss, weight, cap, gaps, charged, scales, a, z, aim):
+    """Take the proximal step of one margin a sample: slopes M to z, multipliers ``a`` in place.
 
-    ``radii`` are those of the boxes (1 or n, d), with no row where nothing is perturbed; ``loss``
-    is (threshold, steepness); row k of M pays for the slacks in row charged[k] of the gaps (empty
-    for cone constraints); ``scales`` are (rho, kappa, the smallest a, a change that is none). What
-    least squares aim at, 2 z - M, becomes ``aim``.
+    M, z and ``aim``, which becomes 2 z - M, have shape (1, n, d); offsets and a (1, n). ``radii``
+    are those of the boxes (1 or n, d), with no row where nothing is perturbed; ``loss`` is
+    (threshold, steepness); sample k pays for the slacks in row charged[0, k] of the gaps (empty
+    for cone constraints); ``scales`` are (rho, kappa, the smallest a, a change that is none).
     """
     rho, kappa, smallest, settled = scales
-    n, d = M.shape
-    for k in range(n):
+    for k in range(len(X)):
         radius = radii[k if len(radii) > 1 else 0] if len(radii) else X[k, :0]
-        paid = gaps[charged[k]] if len(charged) else gaps[0, :0]
-        old = a[k]
-        margin, slope = _margin(M[k], X[k], radius, paid, rho, kappa, smallest, old)
-        first = _balance(margin + offset[k], slope, old, loss, weight[k], cap[k])
+        paid = gaps[charged[0, k]] if len(charged) else gaps[0, :0]
+        old = a[0, k]
+        margin, slope = _margin(M[0, k], X[k], radius, paid, rho, kappa, smallest, old)
+        constant = margin + offsets[0, k] - slope * old
+        first = _balance(constant, slope, loss, weight[k], cap[k])
         found = first
         if abs(first - old) > settled:
-            margin, slope = _margin(M[k], X[k], radius, paid, rho, kappa, smallest, first)
-            found = _balance(margin + offset[k], slope, first, loss, weight[k], cap[k])
+            margin, slope = _margin(M[0, k], X[k], radius, paid, rho, kappa, smallest, first)
+            constant = margin + offsets[0, k] - slope * first
+            found = _balance(constant, slope, loss, weight[k], cap[k])
             # The root is on the side to which the first step points.
             if (found - old) * (first - old) < 0.0:
                 found = (first + old) / 2.0
-        a[k] = found
-        step = found / rho
-        for j in range(d):
-            z[k, j] = M[k, j] + step * X[k, j]
-        for j in range(len(radius)):
-            reach = step * radius[j]
-            z[k, j] -= min(max(z[k, j], -reach), reach)
-        for j in range(d):
-            aim[k, j] = 2.0 * z[k, j] - M[k, j]
+        a[0, k] = found
+        _move_slope(M[0, k], X[k], radius, found / rho, z[0, k], aim[0, k])
+
+
+@compiled
+def residual_prox(M, X, radii, offsets, loss, weight, cap, gaps, charged, scales, a, z, aim):
+    """Take the proximal step of the two margins of a residual; arguments as in `margin_prox`."""
+    rho, kappa, smallest, settled = scales
+    for k in range(len(X)):
+        radius = radii[k if len(radii) > 1 else 0] if len(radii) else X[k, :0]
+        paid = gaps[charged[0, k]] if len(charged) else gaps[0, :0]
+        paid_too = gaps[charged[1, k]] if len(charged) else gaps[0, :0]
+        for _ in range(2):
+            old, old_too = a[0, k], a[1, k]
+            margin, slope = _margin(M[0, k], X[k], radius, paid, rho, kappa, smallest, old)
+            constant = margin + offsets[0, k] - slope * old
+            margin, other = _margin(M[1, k], X[k], radius, paid_too, rho, kappa, smallest, old_too)
+            constant_too = margin + offsets[1, k] - other * old_too
+            a[0, k], a[1, k] = _balance_two(
+                constant, slope, constant_too, other, loss, weight[k], cap[k]
+            )
+            if max(abs(a[0, k] - old), abs(a[1, k] - old_too)) <= settled:
+                break
+        for e in range(2):
+            _move_slope(M[e, k], X[k], radius, a[e, k] / rho, z[e, k], aim[e, k])
+
+
+@compiled
+def _move_slope(M, x, radius, step, z, aim):
+    """Move the slope of a margin by a step, less its projection on that times the box."""
+    for j in range(len(x)):
+        z[j] = M[j] + step * x[j]
+    for j in range(len(radius)):
+        reach = step * radius[j]
+        z[j] -= min(max(z[j], -reach), reach)
+    for j in range(len(x)):
+        aim[j] = 2.0 * z[j] - M[j]
 
 
 @compiled
@@ -94,13 +123,11 @@ def _nominal_margin(M, x, step):
 
 
 @compiled
-def _balance(margin, slope, a, loss, weight, cap):
-    """Return the multiplier in balance with the loss, the margin linear in it."""
+def _balance(constant, slope, loss, weight, cap):
+    """Return the multiplier in balance with the loss of a margin constant + slope * a."""
     threshold, steepness = loss
-    constant = margin - slope * a
     if not np.isnan(threshold):
-        a = (threshold - constant) / (slope + steepness / weight)
-        return min(max(a, 0.0), cap)
+        return min(max((threshold - constant) / (slope + steepness / weight), 0.0), cap)
     m, rise = 0.0, slope * weight  # the logistic loss: monotone from 0, see `Balance`
     for _ in range(40):
         share = 1.0 / (1.0 + np.exp(m))
@@ -109,6 +136,23 @@ def _balance(margin, slope, a, loss, weight, cap):
         if abs(change) <= 1e-9 * (1.0 + abs(m)):
             break
     return weight / (1.0 + np.exp(m))
+
+
+@compiled
+def _balance_two(constant, slope, constant_too, slope_too, loss, weight, cap):
+    """Return the two multipliers in balance with the loss of the smaller margin.
+
+    Those that are not 0 lie on one level: that of the smaller margin, unless it passes the other.
+    """
+    threshold, fall = loss[0], loss[1] / weight
+    first_is_lower = constant <= constant_too
+    c, g = (constant, slope) if first_is_lower else (constant_too, slope_too)
+    level = c + g * min(max((threshold - c) / (g + fall), 0.0), cap)
+    if level > max(constant, constant_too):
+        width = 1.0 / slope + 1.0 / slope_too
+        area = constant / slope + constant_too / slope_too
+        level = min((threshold + fall * area) / (1.0 + fall * width), (cap + area) / width)
+    return max((level - constant) / slope, 0.0), max((level - constant_too) / slope_too, 0.0)
 
 
 @compiled

@@ -63,14 +63,14 @@ class MarginProx:
         None.
         """
         first = self._newton(M, rho, a, charge(a))
-        settled = torch.abs(first - a) <= SETTLED * self.unit
+        settled = torch.all(torch.abs(first - a) <= SETTLED * self.unit, dim=0)
         if settled.all():
             return first, self._moved(M, rho, first)
         second = self._newton(M, rho, first, charge(first))
-        if len(a) == 1 and self.balance.samples is None:
-            # The root is on the side to which the first step points.
-            back = (second - a) * (first - a) < 0.0
-            second = torch.where(back, (first + a) / 2.0, second)
+        if self.balance.samples is None:
+            if len(a) == 1:  # the root is on the side to which the first step points
+                back = (second - a) * (first - a) < 0.0
+                second = torch.where(back, (first + a) / 2.0, second)
             second = torch.where(settled, first, second)
         return second, self._moved(M, rho, second)
 
