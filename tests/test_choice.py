@@ -46,6 +46,23 @@ def test_admm_for_rough_solutions_of_soft_programs():
         assert isinstance(default_solver(sparse, tol=1e-2), InteriorPoint)
 
 
+def test_admm_for_small_ones_too_where_it_is_compiled(monkeypatch):
+    program = program_of(50, 10, 20)  # 400 unknowns
+    pytest.importorskip("numba")
+    assert isinstance(default_solver(program, tol=1e-2), ADMM)
+    ball = LpBall(2, 0.1)
+    assert isinstance(default_solver(replace(program, perturbation=ball), tol=1e-2), InteriorPoint)
+    there = importlib.util.find_spec
+    for missing in ("numba", "torch"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                importlib.util,
+                "find_spec",
+                lambda name, m=missing: None if name == m else there(name),
+            )
+            assert isinstance(default_solver(program, tol=1e-2), InteriorPoint)
+
+
 def test_admm_for_large_ones():
     program = program_of(2500, 30, 80)
     solver = default_solver(program, max_iter=7)
