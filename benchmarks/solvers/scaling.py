@@ -14,6 +14,7 @@ import argparse
 import multiprocessing
 import resource
 import time
+from functools import partial
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def projected_gradient(program, like):
 def admm(program, like):
     """Return the iterate of `ADMM` and its step."""
     splitting = _Splitting(program, like, None)
-    return splitting, splitting.iterate
+    return splitting, partial(splitting.advance, 1)
 
 
 METHODS = {"ProjectedGradient": projected_gradient, "ADMM": admm}
@@ -80,12 +81,17 @@ def seconds_of(step, like, n_times):
 
 
 def size_of(thing, seen):
-    """Return the bytes of all tensors that a thing holds."""
-    if id(thing) in seen:
+    """Return the bytes of all tensors and arrays that a thing holds, shared memory once."""
+    while isinstance(thing, np.ndarray) and thing.base is not None:
+        thing = thing.base
+    place = thing.untyped_storage().data_ptr() if isinstance(thing, torch.Tensor) else id(thing)
+    if place in seen:
         return 0
-    seen.add(id(thing))
+    seen.add(place)
     if isinstance(thing, torch.Tensor):
         return thing.untyped_storage().nbytes()
+    if isinstance(thing, np.ndarray):
+        return thing.nbytes
     if isinstance(thing, dict):
         return sum(size_of(part, seen) for part in thing.values())
     if isinstance(thing, (list, tuple)):

@@ -268,7 +268,7 @@ class _Splitting:
         """Take a step; return what its proximal steps found."""
         gaps = self.cones.gaps.clone()
         self.advance(1)
-        return self.z, self.cones.copies(gaps)
+        return _each(torch.clone, self.z), self.cones.copies(gaps)
 
     def weights(self) -> Weights:
         """Return the weights, for a warm start."""
@@ -277,7 +277,7 @@ class _Splitting:
 
     def point(self):
         """Return V and W of the copy that the group norm acts on: it has exact zeros."""
-        V, W = self.z.Z.double().cpu().numpy()
+        V, W = self.z.Z.double().cpu().numpy().copy()
         return V, W
 
     def multipliers(self) -> Multipliers:

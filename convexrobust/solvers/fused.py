@@ -42,7 +42,7 @@ class FusedIteration:
     Parameters
     ----------
     splitting : _Splitting
-        The state of `ADMM`. What does not change is taken over here, as arrays.
+        The state of `ADMM`. Arrays share its memory where they can.
     """
 
     def __init__(self, splitting):
@@ -65,15 +65,26 @@ class FusedIteration:
         self.loss = float(program.loss.threshold), float(program.loss.steepness)
         self.weight, self.cap = prox.balance.weight.numpy(), prox.balance.cap.numpy()
         # Of the cone rows, those of V and then of W.
-        self.signs, self.gram = -cones.opposite.numpy(), cones.gram.numpy()
-        self.sides = [(block.side, block.part, _copy(block.X)) for block in cones.blocks]
+        self.opposite, self.gram = cones.opposite.numpy(), cones.gram.numpy()
+        self.sides = [(block.side, block.part, block.X.numpy()) for block in cones.blocks]
         # Which row of the gaps a margin pays for, and which margin caps the multipliers of a row.
         self.payers = cones.payers.numpy() if cones.soft else None
         self.charged = np.empty((0, 0), np.intp)
         if cones.soft:
             self.charged = np.argsort(self.payers).reshape(self.offsets.shape)
-        self.no_caps = np.full(len(self.signs), np.inf, self.X.dtype)
+        self.no_caps = np.full(len(self.opposite), np.inf, self.X.dtype)
         self.reach = _reach_of(splitting, kernels)
+        self._allocate(splitting)
+
+    def _allocate(self, splitting):
+        """Make room for all that an iteration finds anew."""
+        self.scratch = splitting.cones.buffer.numpy()
+        M, Z = _array(splitting.state.M), _array(splitting.state.Z[:, 0])
+        self.z_M, self.x_M, self.aim = (np.empty_like(M) for _ in range(3))
+        self.z_Z, self.x_Z, self.pulled, self.right = (np.empty_like(Z) for _ in range(4))
+        self.total, self.difference = np.empty_like(Z)
+        of_bounds = 2, self.reach.size, Z.shape[2]
+        self.z_A, self.x_A, self.reached = (np.zeros(of_bounds, Z.dtype) for _ in range(3))
 
     def advance(self, splitting, n_steps, relaxation):
         """Take steps of the iteration, leaving the splitting as its own would."""
@@ -87,23 +98,17 @@ class FusedIteration:
     # ---------------------------------------------------------------- state
 
     def _take_over(self, splitting):
-        """Copy the state into arrays of our own."""
+        """Look at the state as arrays, to be changed in place."""
         cones, state, reach = splitting.cones, splitting.state, splitting.reach
         self.rho_m, self.rho_z, self.rho_a = splitting.rho
         self.rho_h, self.rho_t, self.kappa = cones.rho, cones.rho_reach, cones.kappa
-        self.a, self.M, self.Z = (_copy(s) for s in (splitting.a, state.M, state.Z[:, 0]))
-        self.gaps, self.b, self.XH = _copy(cones.gaps), _copy(cones.b), _copy(cones.XH[:, 0])
+        self.a, self.M, self.Z = (_array(s) for s in (splitting.a, state.M, state.Z[:, 0]))
+        self.gaps, self.b, self.XH = (_array(s) for s in (cones.gaps, cones.b, cones.XH[:, 0]))
+        self.A, self.RT = (_array(s, self.z_A.shape) for s in (state.A, cones.RT))
+        self.last = _array(None if reach is None else reach.last, (2, self.Z.shape[2]))
         diagonal = self.rho_h * self.rows + self.rho_z
         self.inverse = self.rows_vectors @ (self.rows_vectors.T / diagonal)
         self.inverse_rotated = 1.0 / (diagonal + 2.0 * self.rho_m * self.columns)
-        self.scratch = np.empty_like(self.gaps)
-        self.z_M, self.x_M, self.aim = (np.empty_like(self.M) for _ in range(3))
-        self.z_Z, self.x_Z, self.pulled, self.right = (np.empty_like(self.Z) for _ in range(4))
-        self.total, self.difference = np.empty_like(self.Z)
-        of_bounds = 2, self.reach.size, self.Z.shape[2]
-        self.A, self.RT = (_copy(bounds, of_bounds) for bounds in (state.A, cones.RT))
-        self.z_A, self.x_A, self.reached = (np.zeros_like(self.A) for _ in range(3))
-        self.last = _copy(None if reach is None else reach.last, (2, self.Z.shape[2]))
 
     def _hand_back(self, splitting):
         """Give the state back as tensors."""
@@ -133,7 +138,7 @@ class FusedIteration:
             self.gaps, self.charged, scales, self.a, self.z_M, self.aim,
         )  # fmt: skip
         caps = self.no_caps if self.payers is None else self.a.ravel()[self.payers]
-        self.kernels.settle(self.gaps, caps, self.signs, self.kappa, self.b, self.scratch)
+        self.kernels.settle(self.gaps, caps, self.opposite, self.kappa, self.b, self.scratch)
         weights = self.beta, self.rho_z, self.rho_a
         for side, part, X in self.sides:
             np.matmul(X.T, self.scratch[part], out=self.pulled[side])
@@ -165,7 +170,7 @@ class FusedIteration:
         kernels = self.kernels
         for side, part, X in self.sides:
             np.matmul(X, self.x_Z[side], out=self.scratch[part])
-            rows = self.gaps[part], self.scratch[part], self.signs[part]
+            rows = self.gaps[part], self.scratch[part], self.opposite[part]
             reaches = self.reach.at_rows(side, self.x_A[side])
             kernels.move_gaps(*rows, reaches, self.b[part], self.kappa, relaxation)
         XH, RT = self.gram @ self.x_Z, self.reach.gram(self.x_A)
@@ -240,7 +245,7 @@ class _Boxes:
     def __init__(self, reach, cones, kernels):
         self.kernels, self.size = kernels, reach.R.shape[1]
         self.values, self.vectors = reach.values.numpy()[:, None], reach.vectors.numpy()
-        self.rows = [_copy(boxes.R) for boxes in cones.reaches]
+        self.rows = [boxes.R.numpy() for boxes in cones.reaches]
 
     def prox(self, Z, A, weights, last, z_Z, z_A):
         """Take the joint step of weights Z and bounds A."""
@@ -272,7 +277,7 @@ def _reach_of(splitting, kernels):
     return _SharedReach(reach, kernels)
 
 
-def _copy(tensor, shape=None):
-    """Return a contiguous copy as an array, of a shape; of zeros in place of None."""
+def _array(tensor, shape=None):
+    """Return a contiguous array, of a shape, in the same memory if it can be; zeros for None."""
     array = np.zeros(shape) if tensor is None else tensor.numpy()
-    return np.array(array if shape is None else array.reshape(shape), order="C")
+    return np.ascontiguousarray(array if shape is None else array.reshape(shape))

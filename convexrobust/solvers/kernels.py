@@ -156,24 +156,27 @@ def _balance_two(constant, slope, constant_too, slope_too, loss, weight, cap):
 
 
 @compiled
-def settle(gaps, caps, signs, kappa, b, signed):
-    """Set the multipliers b of cone rows or slacks (m, P), and their products with the signs S."""
+def settle(gaps, caps, opposite, kappa, b, signed):
+    """Set the multipliers b of cone rows or slacks (m, P), and their products with the signs.
+
+    The signs S are minus ``opposite``.
+    """
     m, P = gaps.shape
     inverse = 1.0 / kappa
     for r in range(m):
         for i in range(P):
             b[r, i] = min(max(gaps[r, i] * inverse, 0.0), caps[r])
-            signed[r, i] = signs[r, i] * b[r, i]
+            signed[r, i] = -opposite[r, i] * b[r, i]
 
 
 @compiled
-def move_gaps(gaps, products, signs, reaches, b, kappa, relaxation):
+def move_gaps(gaps, products, opposite, reaches, b, kappa, relaxation):
     """Move the gaps (m, P) towards those at new weights: reaches (1 or m, P) less S (X U)."""
     m, P = gaps.shape
     for r in range(m):
         reach = reaches[r if len(reaches) > 1 else 0]
         for i in range(P):
-            aim = reach[i] - signs[r, i] * products[r, i] + kappa * b[r, i]
+            aim = reach[i] + opposite[r, i] * products[r, i] + kappa * b[r, i]
             gaps[r, i] += relaxation * (aim - gaps[r, i])
 
 
