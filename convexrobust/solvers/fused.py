@@ -104,11 +104,18 @@ class FusedIteration:
         self.rho_h, self.rho_t, self.kappa = cones.rho, cones.rho_reach, cones.kappa
         self.a, self.M, self.Z = (_array(s) for s in (splitting.a, state.M, state.Z[:, 0]))
         self.gaps, self.b, self.XH = (_array(s) for s in (cones.gaps, cones.b, cones.XH[:, 0]))
-        self.A, self.RT = (_array(s, self.z_A.shape) for s in (state.A, cones.RT))
-        self.last = _array(None if reach is None else reach.last, (2, self.Z.shape[2]))
+        last = None if reach is None else reach.last
+        self.A, self.RT = (self._bounds(s, self.z_A.shape) for s in (state.A, cones.RT))
+        self.last = self._bounds(last, (2, self.Z.shape[2]))
         diagonal = self.rho_h * self.rows + self.rho_z
         self.inverse = self.rows_vectors @ (self.rows_vectors.T / diagonal)
         self.inverse_rotated = 1.0 / (diagonal + 2.0 * self.rho_m * self.columns)
+
+    def _bounds(self, tensor, shape):
+        """Return an array for what is None at first, or without reaches."""
+        if tensor is None:
+            return np.zeros(shape, self.X.dtype)
+        return _array(tensor).reshape(shape)
 
     def _hand_back(self, splitting):
         """Give the state back as tensors."""
@@ -186,8 +193,8 @@ class _NoReach:
 
     size = 0
 
-    def __init__(self, kernels, P):
-        self.kernels, self.zero = kernels, np.zeros((1, P))
+    def __init__(self, kernels, row):
+        self.kernels, self.zero = kernels, np.zeros_like(row)
 
     def prox(self, Z, A, weights, last, z_Z, z_A):
         """Take the joint step of weights Z and bounds A."""
@@ -271,13 +278,12 @@ class _Boxes:
 def _reach_of(splitting, kernels):
     reach = splitting.reach
     if reach is None:
-        return _NoReach(kernels, splitting.program.D.shape[1])
+        return _NoReach(kernels, splitting.cones.opposite[:1].numpy())
     if isinstance(reach, BoxReach):
         return _Boxes(reach, splitting.cones, kernels)
     return _SharedReach(reach, kernels)
 
 
-def _array(tensor, shape=None):
-    """Return a contiguous array, of a shape, in the same memory if it can be; zeros for None."""
-    array = np.zeros(shape) if tensor is None else tensor.numpy()
-    return np.ascontiguousarray(array if shape is None else array.reshape(shape))
+def _array(tensor):
+    """Return a contiguous array, in the same memory if it can be."""
+    return np.ascontiguousarray(tensor.numpy())
