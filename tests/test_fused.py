@@ -83,6 +83,21 @@ def test_with_weights_and_features_that_are_not_perturbed():
     assert_same_iterates(program_of(ball=ball, sample_weight=weight))
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+def test_samples_of_no_weight_change_nothing(loss, compiled, monkeypatch):
+    monkeypatch.setattr(fused, "can_fuse", lambda program: compiled)
+    weight = np.ones(30)
+    weight[[3, 7, 8]] = 0.0
+    program, kept = program_of(loss, sample_weight=weight), weight > 0.0
+    without = replace(
+        program, X=program.X[kept], y=program.y[kept], D=program.D[kept], sample_weight=None
+    )
+    found, aim = (ADMM(1e-3, 3000).solve(p) for p in (program, without))
+    assert found.status == aim.status == "optimal"
+    assert found.objective == pytest.approx(aim.objective, rel=2e-3)
+
+
 def test_in_single_precision():
     assert_same_iterates(program_of(), "float32", rtol=1e-3)
 

@@ -46,6 +46,8 @@ class Balance:
         self.weight = xp.constant(program.weight, like)
         bound = program.loss.largest_multiplier
         self.cap = (bound if np.isfinite(bound) else 1e6) * self.weight
+        # A sample of weight 0 has a cap of 0, or nearly so: its multiplier is to be a number.
+        self.fall = program.loss.steepness / self.weight.clamp_min(1e-20)
         self.samples = None
         if program.copy_of is not None:
             self._group(program, like)
@@ -89,7 +91,7 @@ class Balance:
             solve = self._logistic if len(constant) == 1 else self._softmax
             return solve(constant, slope, k0, k1)
         level = self.loss.threshold - k0
-        fall = self.loss.steepness / self.weight + k1
+        fall = self.fall + k1
         if len(constant) == 1:
             a = (level - constant) / (slope + fall)
             return torch.minimum(a.clamp_min(0.0), self.cap)

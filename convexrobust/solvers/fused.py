@@ -62,8 +62,8 @@ class FusedIteration:
         self.offsets, self.unit = prox.offsets.numpy(), prox.unit
         one_margin = len(self.offsets) == 1
         self.margin_prox = kernels.margin_prox if one_margin else kernels.residual_prox
-        self.loss = float(program.loss.threshold), float(program.loss.steepness)
-        self.weight, self.cap = prox.balance.weight.numpy(), prox.balance.cap.numpy()
+        of_samples = prox.balance.weight, prox.balance.cap, prox.balance.fall
+        self.loss = float(program.loss.threshold), *(part.numpy() for part in of_samples)
         # Of the cone rows, those of V and then of W.
         self.opposite, self.gram = cones.opposite.numpy(), cones.gram.numpy()
         self.sides = [(block.side, block.part, block.X.numpy()) for block in cones.blocks]
@@ -141,8 +141,8 @@ class FusedIteration:
         """Set the copies z and the multipliers to the proximal point of the state."""
         scales = self.rho_m, self.kappa, SMALLEST * self.unit, SETTLED * self.unit
         self.margin_prox(
-            self.M, self.X, self.radii, self.offsets, self.loss, self.weight, self.cap,
-            self.gaps, self.charged, scales, self.a, self.z_M, self.aim,
+            self.M, self.X, self.radii, self.offsets, self.loss, self.gaps, self.charged, scales,
+            self.a, self.z_M, self.aim,
         )  # fmt: skip
         caps = self.no_caps if self.payers is None else self.a.ravel()[self.payers]
         self.kernels.settle(self.gaps, caps, self.opposite, self.kappa, self.b, self.scratch)

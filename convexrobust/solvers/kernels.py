@@ -14,35 +14,36 @@ from numba import njit
 def compiled(function):
     """Compile a function at its first call, and keep the result on disk where that is possible."""
     # Sums may be taken in any order, as in BLAS; infinities and NaN keep their meaning.
-    fastmath = {"reassoc", "contract", "nsz", "arcp"}
+    options = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
     try:
-        return njit(cache=True, fastmath=fastmath)(function)
+        return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to write to
-        return njit(fastmath=fastmath)(function)
+        return njit(**options)(function)
 
 
 @compiled
-def margin_prox(M, X, radii, offsets, loss, weight, cap, gaps, charged, scales, a, z, aim):
+def margin_prox(M, X, radii, offsets, loss, gaps, charged, scales, a, z, aim):
     """Take the proximal step of one margin a sample: slopes M to z, multipliers ``a`` in place.
 
     M, z and ``aim``, which becomes 2 z - M, have shape (1, n, d); offsets and a (1, n). ``radii``
-    are those of the boxes (1 or n, d), with no row where nothing is perturbed; ``loss`` is
-    (threshold, steepness); sample k pays for the slacks in row charged[0, k] of the gaps (empty
-    for cone constraints); ``scales`` are (rho, kappa, the smallest a, a change that is none).
+    are those of the boxes (1 or n, d), with no row where nothing is perturbed; ``loss`` is its
+    threshold, and the weight, cap and fall of each sample, as `Balance` has them; sample k pays for
+    the slacks in row charged[0, k] of the gaps (empty for cone constraints); ``scales`` are (rho,
+    kappa, the smallest a, a change that is none).
     """
-    rho, kappa, smallest, settled = scales
+    (threshold, weight, cap, fall), (rho, kappa, smallest, settled) = loss, scales
     for k in range(len(X)):
         radius = radii[k if len(radii) > 1 else 0] if len(radii) else X[k, :0]
         paid = gaps[charged[0, k]] if len(charged) else gaps[0, :0]
         old = a[0, k]
         margin, slope = _margin(M[0, k], X[k], radius, paid, rho, kappa, smallest, old)
         constant = margin + offsets[0, k] - slope * old
-        first = _balance(constant, slope, loss, weight[k], cap[k])
+        first = _balance(constant, slope, threshold, weight[k], cap[k], fall[k])
         found = first
         if abs(first - old) > settled:
             margin, slope = _margin(M[0, k], X[k], radius, paid, rho, kappa, smallest, first)
             constant = margin + offsets[0, k] - slope * first
-            found = _balance(constant, slope, loss, weight[k], cap[k])
+            found = _balance(constant, slope, threshold, weight[k], cap[k], fall[k])
             # The root is on the side to which the first step points.
             if (found - old) * (first - old) < 0.0:
                 found = (first + old) / 2.0
@@ -51,9 +52,9 @@ def margin_prox(M, X, radii, offsets, loss, weight, cap, gaps, charged, scales, 
 
 
 @compiled
-def residual_prox(M, X, radii, offsets, loss, weight, cap, gaps, charged, scales, a, z, aim):
+def residual_prox(M, X, radii, offsets, loss, gaps, charged, scales, a, z, aim):
     """Take the proximal step of the two margins of a residual; arguments as in `margin_prox`."""
-    rho, kappa, smallest, settled = scales
+    (threshold, _, cap, fall), (rho, kappa, smallest, settled) = loss, scales
     for k in range(len(X)):
         radius = radii[k if len(radii) > 1 else 0] if len(radii) else X[k, :0]
         paid = gaps[charged[0, k]] if len(charged) else gaps[0, :0]
@@ -65,7 +66,7 @@ def residual_prox(M, X, radii, offsets, loss, weight, cap, gaps, charged, scales
             margin, other = _margin(M[1, k], X[k], radius, paid_too, rho, kappa, smallest, old_too)
             constant_too = margin + offsets[1, k] - other * old_too
             a[0, k], a[1, k] = _balance_two(
-                constant, slope, constant_too, other, loss, weight[k], cap[k]
+                constant, slope, constant_too, other, threshold, cap[k], fall[k]
             )
             if max(abs(a[0, k] - old), abs(a[1, k] - old_too)) <= settled:
                 break
@@ -123,11 +124,10 @@ def _nominal_margin(M, x, step):
 
 
 @compiled
-def _balance(constant, slope, loss, weight, cap):
+def _balance(constant, slope, threshold, weight, cap, fall):
     """Return the multiplier in balance with the loss of a margin constant + slope * a."""
-    threshold, steepness = loss
     if not np.isnan(threshold):
-        return min(max((threshold - constant) / (slope + steepness / weight), 0.0), cap)
+        return min(max((threshold - constant) / (slope + fall), 0.0), cap)
     m, rise = 0.0, slope * weight  # the logistic loss: monotone from 0, see `Balance`
     for _ in range(40):
         share = 1.0 / (1.0 + np.exp(m))
@@ -139,12 +139,11 @@ def _balance(constant, slope, loss, weight, cap):
 
 
 @compiled
-def _balance_two(constant, slope, constant_too, slope_too, loss, weight, cap):
+def _balance_two(constant, slope, constant_too, slope_too, threshold, cap, fall):
     """Return the two multipliers in balance with the loss of the smaller margin.
 
     Those that are not 0 lie on one level: that of the smaller margin, unless it passes the other.
     """
-    threshold, fall = loss[0], loss[1] / weight
     first_is_lower = constant <= constant_too
     c, g = (constant, slope) if first_is_lower else (constant_too, slope_too)
     level = c + g * min(max((threshold - c) / (g + fall), 0.0), cap)
