@@ -220,6 +220,17 @@ def test_steps_of_reaches_of_boxes_reach_the_proximal_point(ratio):
     assert torch.allclose(A, torch.maximum(expected.abs(), A0 + t / rho_a), rtol=0.0, atol=1e-6)
 
 
+def test_ctrl_c_before_the_first_iteration(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convexrobust.solvers.admm.MarginProx", interrupted)
+    with pytest.warns(ConvergenceWarning, match="interrupted"):
+        solution = ADMM().solve(program_of(Hinge(), BALLS[2]))
+    assert not solution.V.any()
+    assert solution.state is None
+
+
 @pytest.mark.parametrize("formulation", ["soft", "hard"])
 def test_what_is_handed_out_stays_as_it_was(formulation):
     """The iteration works in place: the dual point of the best bound must be a copy."""

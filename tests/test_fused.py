@@ -1,6 +1,7 @@
 """The compiled iteration of `ADMM` is the one on tensors."""
 
 import importlib.util
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +15,9 @@ from convexrobust import (
     LpBall,
     sample_patterns,
 )
-from convexrobust.solvers import ADMM, fused
+from convexrobust.solvers import ADMM, choice, fused
 from convexrobust.solvers.admm import _Splitting
-from convexrobust.solvers.fused import can_fuse
+from convexrobust.solvers.choice import kernels_for
 from convexrobust.solvers.tensors import scalar_like
 from tests.cases import LOSSES, name, small_data
 
@@ -86,7 +87,8 @@ def test_with_weights_and_features_that_are_not_perturbed():
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("loss", LOSSES, ids=name)
 def test_samples_of_no_weight_change_nothing(loss, compiled, monkeypatch):
-    monkeypatch.setattr(fused, "can_fuse", lambda program: compiled)
+    if not compiled:
+        monkeypatch.setattr(fused, "kernels_for", lambda program: None)
     weight = np.ones(30)
     weight[[3, 7, 8]] = 0.0
     program, kept = program_of(loss, sample_weight=weight), weight > 0.0
@@ -122,12 +124,12 @@ def test_a_start_is_taken_over(ball):
     ids=["classes", "l2", "copies"],
 )
 def test_others_stay_on_tensors(program):
-    assert not can_fuse(program)
+    assert kernels_for(program) is None
     assert _Splitting(program, scalar_like("float64", "cpu"), None).fused is None
 
 
 def test_nominal_programs_of_any_ball():
-    assert can_fuse(program_of(ball=LpBall(2, 0.0)))
+    assert kernels_for(program_of(ball=LpBall(2, 0.0))) is not None
 
 
 def test_without_numba_or_with_many_threads_it_stays_on_tensors(monkeypatch):
@@ -139,6 +141,20 @@ def test_without_numba_or_with_many_threads_it_stays_on_tensors(monkeypatch):
         patch.setattr(torch, "get_num_threads", lambda: fused._FEW_THREADS + 1)
         assert _Splitting(program, like, None).fused is None
     assert _Splitting(program, like, None).fused is not None
+
+
+def test_a_numba_that_cannot_be_imported_is_told(monkeypatch):
+    program, like = program_of(), scalar_like("float64", "cpu")
+    monkeypatch.setitem(sys.modules, "numba", None)  # its import fails
+    monkeypatch.setitem(sys.modules, "convexrobust.solvers.kernels", None)
+    monkeypatch.delattr("convexrobust.solvers.kernels", raising=False)
+    monkeypatch.setattr(choice, "_has", lambda module: True)
+    choice._kernels.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="cannot be imported"):
+            assert _Splitting(program, like, None).fused is None
+    finally:
+        choice._kernels.cache_clear()
 
 
 def test_where_nothing_can_be_kept_it_compiles_all_the_same(monkeypatch):

@@ -58,6 +58,20 @@ def test_goes_on_from_its_own_solution():
     assert second.objective <= first.objective * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("scales", [(100.0, 100.0), (300.0, 0.01)])
+def test_features_of_any_scale(scales):
+    X, y = small_data(n=60)
+    X[:, :2] *= scales
+    ball = LpBall(np.inf, 0.1 * np.array(scales))
+    program = ConvexProgram(
+        X, y, sample_patterns(X, 4, random_state=0), Hinge(), GroupLasso(1e-2), ball
+    )
+    solution = WorkingSet(width=8, n_new=8).solve(program)
+    assert solution.status == "optimal"
+    reference = WorkingSet(width=8, n_new=8, solver=InteriorPoint()).solve(program)
+    assert solution.objective <= reference.objective + 0.02
+
+
 def test_three_classes_and_admm():
     pytest.importorskip("torch")
     from convexrobust.solvers import ADMM

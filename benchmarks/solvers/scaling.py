@@ -84,7 +84,11 @@ def size_of(thing, seen):
     """Return the bytes of all tensors and arrays that a thing holds, shared memory once."""
     while isinstance(thing, np.ndarray) and thing.base is not None:
         thing = thing.base
-    place = thing.untyped_storage().data_ptr() if isinstance(thing, torch.Tensor) else id(thing)
+    place = id(thing)
+    if isinstance(thing, torch.Tensor):
+        place = thing.untyped_storage().data_ptr()
+    elif isinstance(thing, np.ndarray):
+        place = thing.ctypes.data
     if place in seen:
         return 0
     seen.add(place)

@@ -47,8 +47,8 @@ _CHECK = 50  # iterations between two certificates
 _BALANCE = 20  # iterations between two changes of the weights
 _LAST_BALANCE = 400  # the iteration converges for weights that no longer change
 _LARGEST_CHANGE = 3.0
-# Relative primal errors for a unit of dual ones, their root: below 1, because the lower bound needs
-# small dual errors. That of the slopes was chosen by iterations on seven programs.
+# Balanced are the primal error and the dual one times the square of this: below 1, because the
+# lower bound needs small dual errors. That of the slopes was chosen on seven programs.
 _PRIMAL_SHARE, _PRIMAL_SHARE_OF_SLOPES = 0.5, 0.8
 
 
@@ -97,8 +97,8 @@ class ADMM:
 
     On a CPU with few threads the element-wise part is compiled, where numba is installed, for
     programs of one output (two classes, or a regression) with l-inf perturbations or none: up to
-    10 times as fast, the more the smaller the program. Compiling takes some seconds, once; it is
-    kept on disk.
+    10 times as fast, the more the smaller the program. Compiling takes some seconds, once for each
+    kind of loss and perturbations and each precision; it is kept on disk where that can be written.
     """
 
     def __init__(self, tol=1e-3, max_iter=3000, *, dtype="float64", device="cpu", time_limit=None):
@@ -130,7 +130,7 @@ class ADMM:
             If the gap did not reach ``tol``.
         """
         monitor = Monitor(program, "ADMM", self.tol, self.time_limit)
-        like = scalar_like(self.dtype, self.device)
+        like, splitting = scalar_like(self.dtype, self.device), None
         with monitor.running(), torch.no_grad(), memory_of(like, "the number of patterns"):
             splitting = _Splitting(program, like, start)
             n_iter = 0
@@ -144,7 +144,8 @@ class ADMM:
                     V, W = splitting.point()
                     if monitor.record(n_iter, V, W, splitting.multipliers()):
                         break
-        return replace(monitor.solution(), state=splitting.weights())
+        state = None if splitting is None else splitting.weights()  # Ctrl-C while it was built
+        return replace(monitor.solution(), state=state)
 
 
 def _next_stop(n_iter, max_iter):
@@ -249,10 +250,11 @@ class _Splitting:
 
     def balance(self):
         """Take two steps, then move each weight towards equal relative primal and dual errors."""
-        old, old_copies = self._step_with_copies()
-        new, copies = self._step_with_copies()
+        old_copies = self._copies_of_step()
+        old = _each(torch.clone, self.z)
+        copies = self._copies_of_step()
         shares = Blocks(_PRIMAL_SHARE_OF_SLOPES, _PRIMAL_SHARE, _PRIMAL_SHARE)
-        factors = _each(_factor_of_block, shares, self.state, self.x, new, old)
+        factors = _each(_factor_of_block, shares, self.state, self.x, self.z, old)
         of_cones = _factor(*self.cones.imbalance(self.x.Z, self.x.A, copies, old_copies))
         self.rho = Blocks(
             *(r if f is None else r * f for r, f in zip(self.rho, factors, strict=True))
@@ -267,11 +269,11 @@ class _Splitting:
         )
         self.cones.rescale(of_cones, self.x.Z, self.x.A)
 
-    def _step_with_copies(self):
-        """Take a step; return what its proximal steps found."""
+    def _copies_of_step(self):
+        """Take a step; return the copies of the cone rows that its proximal step found."""
         gaps = self.cones.gaps.clone()
         self.advance(1)
-        return _each(torch.clone, self.z), self.cones.copies(gaps)
+        return self.cones.copies(gaps)
 
     def weights(self) -> Weights:
         """Return the weights, for a warm start."""
@@ -333,6 +335,6 @@ def _factor_of_block(share, s, x, z, old):
 
 def _factor(primal, dual, share=_PRIMAL_SHARE) -> float:
     """Return the factor for a weight: the root of primal by dual error, both relative."""
-    tiny = np.finfo(np.float32).tiny
+    tiny = float(np.finfo(np.float32).tiny)
     factor = share * np.sqrt(max(primal, tiny) / max(dual, tiny))
     return float(np.clip(factor, 1.0 / _LARGEST_CHANGE, _LARGEST_CHANGE))

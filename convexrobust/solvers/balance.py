@@ -46,8 +46,8 @@ class Balance:
         self.weight = xp.constant(program.weight, like)
         bound = program.loss.largest_multiplier
         self.cap = (bound if np.isfinite(bound) else 1e6) * self.weight
-        # A sample of weight 0 has a cap of 0, or nearly so: its multiplier is to be a number.
-        self.fall = program.loss.steepness / self.weight.clamp_min(1e-20)
+        # Samples of weight 0 have a cap of 0, whatever the fall; it only has to be a number.
+        self.fall = program.loss.steepness / torch.where(self.weight > 0.0, self.weight, 1.0)
         self.samples = None
         if program.copy_of is not None:
             self._group(program, like)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
+from functools import lru_cache
 from typing import Protocol
+
+import numpy as np
 
 from convexrobust.losses import Logistic
 from convexrobust.program import ConvexProgram, Solution
@@ -55,7 +59,7 @@ def default_solver(
             return InteriorPoint(1e-4 if tol is None else tol)
     elif n * unknowns <= 20 * _DENSE or not _splits_copies(program):
         return ConicSolver()
-    if not _has_torch():
+    if not _has("torch"):
         return ConicSolver()
     from convexrobust.solvers.admm import ADMM  # imports torch
 
@@ -64,17 +68,47 @@ def default_solver(
     return ADMM(tol, max_iter, dtype="float32" if single else "float64")
 
 
-def _has_torch() -> bool:
-    return importlib.util.find_spec("torch") is not None
+def dense_solver(program: ConvexProgram, tol: float) -> InteriorPoint | None:
+    """Return the solver for a program on which `ADMM` got stuck; None if it is too large."""
+    unknowns = 2 * program.D.shape[1] * program.X.shape[1] * program.n_outputs
+    small = unknowns <= _DENSE_ROUGH and program.copy_of is None
+    return InteriorPoint(tol) if small else None
+
+
+def kernels_for(program: ConvexProgram):
+    """Return the module of the compiled iteration of `ADMM`; None if it is not for the program.
+
+    It is for one output, and perturbations in boxes or none, where numba is there.
+    """
+    one_output = program.n_outputs == 1 and program.copy_of is None
+    boxes = program.sets.radius == 0.0 or program.sets.p == np.inf
+    return _kernels() if one_output and boxes and _has("numba") else None
+
+
+@lru_cache
+def _kernels():
+    try:
+        from convexrobust.solvers import kernels  # imports numba
+    except ImportError as error:  # numba refuses versions of NumPy that it does not know
+        warnings.warn(
+            f"numba is installed but cannot be imported ({error}): ADMM is slower without it. "
+            "Upgrade or uninstall numba.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return kernels
+
+
+def _has(module) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _dense_rough(program) -> int:
     """Return the unknowns up to which `InteriorPoint` is quicker than a rough `ADMM`."""
-    if not _has_torch():
+    if not _has("torch"):
         return _DENSE
-    from convexrobust.solvers.fused import can_fuse  # imports torch
-
-    return 0 if can_fuse(program) else _DENSE_ROUGH
+    return _DENSE_ROUGH if kernels_for(program) is None else 0
 
 
 def _splits_copies(program) -> bool:

@@ -118,9 +118,12 @@ class ConeCopies:
         for block in self.blocks:
             torch.mm(block.X, U[block.side, block.output], out=gaps[block.part])
         gaps *= self.opposite
-        if A is not None:
-            for block, reach in zip(self.blocks, self.reaches, strict=True):
-                reach.add_to(gaps[block.part], A[block.side, block.output])
+        return gaps if A is None else self._with_reaches(gaps, A)
+
+    def _with_reaches(self, gaps, A):
+        """Add R A at all rows, in place."""
+        for block, reach in zip(self.blocks, self.reaches, strict=True):
+            reach.add_to(gaps[block.part], A[block.side, block.output])
         return gaps
 
     def pull(self, b, U, A):
@@ -203,7 +206,7 @@ class ConeCopies:
         """Return how large the pre-activations of the cone rows are, relative to the reaches."""
         if A is None:
             return 1.0
-        both = self._gaps(U, None).clone(), self._gaps(0.0 * U, A)
+        both = self._gaps(U, None).clone(), self._with_reaches(self.buffer.zero_(), A)
         sizes = [sum(_norm(part[block.part]) for block in self.blocks) for part in both]
         if min(sizes) == 0.0:
             return 1.0
@@ -229,7 +232,7 @@ class ConeCopies:
         return [b[block.part].copy() for block in self.blocks if block.side == side]
 
 
-_TINY = np.finfo(np.float32).tiny
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 def _norm(A) -> float:

@@ -8,29 +8,21 @@ iteration.
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 import torch
 
+from convexrobust.solvers.choice import kernels_for
 from convexrobust.solvers.margin_prox import SETTLED, SMALLEST
 from convexrobust.solvers.reach import NEWTON_STEPS, ROUNDING, BoxReach
 
 _FEW_THREADS = 3  # kernels use one; from here on tensors, with three times the passes, catch up
 
 
-def can_fuse(program) -> bool:
-    """Tell whether there are kernels for a program: of one output, with boxes; and numba."""
-    installed = importlib.util.find_spec("numba") is not None
-    one_output = program.n_outputs == 1 and program.copy_of is None
-    boxes = program.sets.radius == 0.0 or program.sets.p == np.inf
-    return installed and one_output and boxes
-
-
 def fused_iteration(splitting) -> FusedIteration | None:
     """Return the `FusedIteration` of a splitting, None where there is none or it does not pay."""
     on_cpu = splitting.X.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
-    return FusedIteration(splitting) if on_cpu and can_fuse(splitting.program) else None
+    kernels = kernels_for(splitting.program) if on_cpu else None
+    return None if kernels is None else FusedIteration(splitting, kernels)
 
 
 class FusedIteration:
@@ -39,29 +31,33 @@ class FusedIteration:
     Arrays of weights have shape (2, d, P), V and W, and those of bounds (2, q, P). There is one
     margin a sample, or the two of a residual, whose slopes differ in their sign.
 
+    The state has the names of `ADMM`: s in M, Z, A and ``gaps``, multipliers in a and b, products
+    X'H and R'T in XH and RT, their adjoints of b in ``pulled`` and ``reached``, and proximal and
+    least-squares points with prefixes z and x; ``last`` is what the step of the reaches starts at.
+
     Parameters
     ----------
     splitting : _Splitting
         The state of `ADMM`. Arrays share its memory where they can.
+    kernels : module
+        `convexrobust.solvers.kernels`.
     """
 
-    def __init__(self, splitting):
-        from convexrobust.solvers import kernels  # imports numba
-
+    def __init__(self, splitting, kernels):
         self.kernels = kernels
         program, prox, cones = splitting.program, splitting.prox, splitting.cones
         squares = splitting.least_squares
-        self.beta = program.regularizer.beta
-        self.X = splitting.X.numpy()
+        self.beta = float(program.regularizer.beta)
+        self.X = _array(splitting.X)
         self.D = squares.directions[:, 0].numpy() * squares.D.numpy()  # slopes of first margins
         self.rows, self.rows_vectors = squares.rows.numpy()[:, None], squares.rows_vectors.numpy()
         self.columns = squares.columns.numpy()
         self.columns_vectors = squares.columns_vectors.numpy()
         # Of the margins: radii of the boxes, and what their step takes of the loss.
-        self.radii = self.X[:0] if prox.reach is None else prox.reach.numpy()
+        self.radii = self.X[:0] if prox.reach is None else _array(prox.reach)
         self.offsets, self.unit = prox.offsets.numpy(), prox.unit
         one_margin = len(self.offsets) == 1
-        self.margin_prox = kernels.margin_prox if one_margin else kernels.residual_prox
+        self.prox_of_loss = kernels.margin_prox if one_margin else kernels.residual_prox
         of_samples = prox.balance.weight, prox.balance.cap, prox.balance.fall
         self.loss = float(program.loss.threshold), *(part.numpy() for part in of_samples)
         # Of the cone rows, those of V and then of W.
@@ -125,10 +121,9 @@ class FusedIteration:
             return None if like is None else torch.from_numpy(array).view(like.shape)
 
         splitting.a = tensor(self.a, splitting.a)
-        for name, of in (("state", ""), ("z", "z_"), ("x", "x_")):
-            parts = (getattr(self, of + block) for block in old._fields)
-            block = type(old)(*map(tensor, parts, old))
-            setattr(splitting, name, block)
+        splitting.state = type(old)(*map(tensor, (self.M, self.Z, self.A), old))
+        splitting.z = type(old)(*map(tensor, (self.z_M, self.z_Z, self.z_A), old))
+        splitting.x = type(old)(*map(tensor, (self.x_M, self.x_Z, self.x_A), old))
         cones.gaps, cones.b = torch.from_numpy(self.gaps), torch.from_numpy(self.b)
         cones.XH, cones.pulled = tensor(self.XH, old.Z), tensor(self.pulled, old.Z)
         cones.RT, cones.reached = tensor(self.RT, old.A), tensor(self.reached, old.A)
@@ -140,7 +135,7 @@ class FusedIteration:
     def _proximal_step(self):
         """Set the copies z and the multipliers to the proximal point of the state."""
         scales = self.rho_m, self.kappa, SMALLEST * self.unit, SETTLED * self.unit
-        self.margin_prox(
+        self.prox_of_loss(
             self.M, self.X, self.radii, self.offsets, self.loss, self.gaps, self.charged, scales,
             self.a, self.z_M, self.aim,
         )  # fmt: skip
@@ -246,7 +241,7 @@ class _SharedReach:
         A /= rho_t * self.n + rho_a
 
 
-class _Boxes:
+class _BoxReach:
     """As `BoxReach`: A has a row for each feature."""
 
     def __init__(self, reach, cones, kernels):
@@ -280,7 +275,7 @@ def _reach_of(splitting, kernels):
     if reach is None:
         return _NoReach(kernels, splitting.cones.opposite[:1].numpy())
     if isinstance(reach, BoxReach):
-        return _Boxes(reach, splitting.cones, kernels)
+        return _BoxReach(reach, splitting.cones, kernels)
     return _SharedReach(reach, kernels)
 
 

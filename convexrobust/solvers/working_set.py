@@ -18,7 +18,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram, Progress, Solution
-from convexrobust.solvers.choice import default_solver
+from convexrobust.solvers.choice import default_solver, dense_solver
 from convexrobust.solvers.monitor import INTERRUPTED, warn_early
 from convexrobust.solvers.pricing import best_cone_multipliers, price
 from convexrobust.solvers.seeding import train_certified
@@ -27,6 +27,7 @@ from convexrobust.threads import threads_for
 NOT_REFUTED = "all patterns, not refuted"
 _ROUGH_TOL = 1e-2  # relative gap at which a round ends
 _ROUGH, _FINAL = 150, 1500  # iterations of ADMM in a round, and at the end
+_STUCK = 0.2  # gap after those of a round, as `WorkingSet.tol`: on standardised data it is smaller
 _LARGE, _FINAL_LARGE = 5e8, 400  # entries n d P from which these have to do at the end
 _SEED_ROWS = 4000  # rows that the first network is trained on, at most
 _RESIDUAL_ACCURACY, _RESIDUAL_STEPS = 1e-2, 500  # of the multipliers that price
@@ -45,7 +46,8 @@ class WorkingSet:
         of it, no further round follows.
     solver : Solver, optional
         Solver of the programs with few patterns; by default that of `default_solver`, where it is
-        `ADMM` with 150 iterations a round and more at the end.
+        `ADMM` with 150 iterations a round and more at the end. Where these leave the gap wide open,
+        as they may on features of different scales, `InteriorPoint` takes over if it can.
     network : TwoLayerReLU, optional
         The network whose gates are the first patterns, beside those of the program. By default one
         is trained by `train_certified`.
@@ -169,19 +171,15 @@ class _Run:
         """Wall time so far."""
         return time.perf_counter() - self.clock
 
-    def solve(self, tol=_ROUGH_TOL, max_iter=_ROUGH) -> bool:
+    def solve(self, tol=_ROUGH_TOL, max_iter=_ROUGH, stuck=_STUCK) -> bool:
         """Solve the restricted program from ``start``; return whether there is time for another."""
-        solver = self.options.solver or default_solver(self.program, tol, max_iter)
-        begun, before = self.seconds, self.best[0].objective
-        with warnings.catch_warnings():
-            # Only the last round has to converge; `finished` tells how it ended.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self.found = solver.solve(self.program, self.start)
-        self.history += [
-            row._replace(n_iter=self.n_iter + row.n_iter, seconds=begun + row.seconds)
-            for row in self.found.history
-        ]
-        self.n_iter, self.n_rounds = self.n_iter + self.found.n_iter, self.n_rounds + 1
+        before = self.best[0].objective
+        self._solve_by(self.options.solver or default_solver(self.program, tol, max_iter))
+        if self.options.solver is None and self.found.status == "iteration limit":
+            solver = dense_solver(self.program, tol) if self._open(self.found, stuck) else None
+            if solver is not None:
+                self._solve_by(solver)
+        self.n_rounds += 1
         point = self._with_better_point(self.found)
         self.last_is_best = self._rank(point) <= self._rank(self.best[0])
         if self.last_is_best:
@@ -192,6 +190,18 @@ class _Run:
         improved = before - self.found.objective > _WORTH * self.options.tol * self.scale
         unsettled = self._open(self.found) or self.n_rounds == 1
         return not self.interrupted and self.seconds < limit and (improved or unsettled)
+
+    def _solve_by(self, solver):
+        begun = self.seconds
+        with warnings.catch_warnings():
+            # Only the last round has to converge; `finished` tells how it ended.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self.found = solver.solve(self.program, self.start)
+        self.history += [
+            row._replace(n_iter=self.n_iter + row.n_iter, seconds=begun + row.seconds)
+            for row in self.found.history
+        ]
+        self.n_iter += self.found.n_iter
 
     def _rank(self, solution):
         """Points inside the cones come first: outside, an objective may be below the optimum."""
@@ -227,7 +237,8 @@ class _Run:
         if self._open(self.found) and not self.interrupted:
             tol = self.options.tol * self.scale / max(self.best[0].objective, _TINY)
             entries = self.program.D.size * self.program.X.shape[1]
-            self.solve(tol, _FINAL if entries < _LARGE else _FINAL_LARGE)
+            max_iter = _FINAL if entries < _LARGE else _FINAL_LARGE
+            self.solve(tol, max_iter, stuck=self.options.tol)
 
     def finished(self) -> Solution:
         """Return the best point."""
@@ -252,8 +263,8 @@ class _Run:
         warn_early(solution)
         return solution
 
-    def _open(self, solution) -> bool:
-        return not solution.gap <= self.options.tol * self.scale
+    def _open(self, solution, tol=None) -> bool:
+        return not solution.gap <= (self.options.tol if tol is None else tol) * self.scale
 
 
 def _some_rows(program, rng) -> ConvexProgram:
