@@ -73,14 +73,29 @@ class FusedIteration:
         self._allocate(splitting)
 
     def _allocate(self, splitting):
-        """Make room for all that an iteration finds anew."""
+        """Make room for what an iteration finds anew: tensors, and the same memory as arrays."""
         self.scratch = splitting.cones.buffer.numpy()
-        M, Z = _array(splitting.state.M), _array(splitting.state.Z[:, 0])
-        self.z_M, self.x_M, self.aim = (np.empty_like(M) for _ in range(3))
-        self.z_Z, self.x_Z, self.pulled, self.right = (np.empty_like(Z) for _ in range(4))
-        self.total, self.difference = np.empty_like(Z)
-        of_bounds = 2, self.reach.size, Z.shape[2]
-        self.z_A, self.x_A, self.reached = (np.zeros(of_bounds, Z.dtype) for _ in range(3))
+        state = splitting.state
+        self.z, self.x = (_each(_empty_like, state) for _ in range(2))
+        self.aim = np.empty(state.M.shape, self.X.dtype)
+        self.pulled_adjoint = _empty_like(state.Z)
+        self.reached_adjoint = None if state.A is None else _empty_like(state.A)
+        self.z_M, self.z_Z, self.z_A = self._arrays(self.z)
+        self.x_M, self.x_Z, self.x_A = self._arrays(self.x)
+        self.pulled = self.pulled_adjoint[:, 0].numpy()
+        self.reached = self._bounds(self.reached_adjoint)
+        self.right = np.empty_like(self.z_Z)
+        self.total, self.difference = np.empty_like(self.z_Z)
+
+    def _arrays(self, blocks):
+        """Return the arrays of a block, those of one output without its axis."""
+        return blocks.M.numpy(), blocks.Z[:, 0].numpy(), self._bounds(blocks.A)
+
+    def _bounds(self, tensor):
+        """Return bounds as an array (2, q, P), without rows where there are none."""
+        if tensor is None:
+            return np.empty((2, 0, self.D.shape[1]), self.X.dtype)
+        return tensor.view(2, self.reach.size, -1).numpy()
 
     def advance(self, splitting, n_steps, relaxation):
         """Take steps of the iteration, leaving the splitting as its own would."""
@@ -95,40 +110,25 @@ class FusedIteration:
 
     def _take_over(self, splitting):
         """Look at the state as arrays, to be changed in place."""
-        cones, state, reach = splitting.cones, splitting.state, splitting.reach
+        cones, reach = splitting.cones, splitting.reach
+        splitting.state = state = _each(torch.Tensor.contiguous, splitting.state)
         self.rho_m, self.rho_z, self.rho_a = splitting.rho
         self.rho_h, self.rho_t, self.kappa = cones.rho, cones.rho_reach, cones.kappa
-        self.a, self.M, self.Z = (_array(s) for s in (splitting.a, state.M, state.Z[:, 0]))
-        self.gaps, self.b, self.XH = (_array(s) for s in (cones.gaps, cones.b, cones.XH[:, 0]))
-        last = None if reach is None else reach.last
-        self.A, self.RT = (self._bounds(s, self.z_A.shape) for s in (state.A, cones.RT))
-        self.last = self._bounds(last, (2, self.Z.shape[2]))
+        self.M, self.Z, self.A = self._arrays(state)
+        self.a, self.gaps, self.b = splitting.a.numpy(), cones.gaps.numpy(), cones.b.numpy()
+        self.XH, self.RT = cones.XH[:, 0].numpy(), self._bounds(cones.RT)
+        if reach is not None and reach.last is None:
+            reach.last = state.Z.new_zeros(2, 1, self.Z.shape[2])
+        self.last = (None, None) if reach is None else reach.last[:, 0].numpy()
         diagonal = self.rho_h * self.rows + self.rho_z
         self.inverse = self.rows_vectors @ (self.rows_vectors.T / diagonal)
         self.inverse_rotated = 1.0 / (diagonal + 2.0 * self.rho_m * self.columns)
 
-    def _bounds(self, tensor, shape):
-        """Return an array for what is None at first, or without reaches."""
-        if tensor is None:
-            return np.zeros(shape, self.X.dtype)
-        return _array(tensor).reshape(shape)
-
     def _hand_back(self, splitting):
-        """Give the state back as tensors."""
-        cones, reach, old = splitting.cones, splitting.reach, splitting.state
-
-        def tensor(array, like):
-            return None if like is None else torch.from_numpy(array).view(like.shape)
-
-        splitting.a = tensor(self.a, splitting.a)
-        splitting.state = type(old)(*map(tensor, (self.M, self.Z, self.A), old))
-        splitting.z = type(old)(*map(tensor, (self.z_M, self.z_Z, self.z_A), old))
-        splitting.x = type(old)(*map(tensor, (self.x_M, self.x_Z, self.x_A), old))
-        cones.gaps, cones.b = torch.from_numpy(self.gaps), torch.from_numpy(self.b)
-        cones.XH, cones.pulled = tensor(self.XH, old.Z), tensor(self.pulled, old.Z)
-        cones.RT, cones.reached = tensor(self.RT, old.A), tensor(self.reached, old.A)
-        if reach is not None:
-            reach.last = torch.from_numpy(self.last)[:, None]
+        """Show what the last iteration found; the state is where it was."""
+        splitting.z, splitting.x = self.z, self.x
+        splitting.cones.pulled = self.pulled_adjoint
+        splitting.cones.reached = self.reached_adjoint
 
     # ---------------------------------------------------------------- one iteration
 
@@ -277,6 +277,16 @@ def _reach_of(splitting, kernels):
     if isinstance(reach, BoxReach):
         return _BoxReach(reach, splitting.cones, kernels)
     return _SharedReach(reach, kernels)
+
+
+def _each(function, blocks):
+    """Apply a function to each block that is there."""
+    return type(blocks)(*(None if block is None else function(block) for block in blocks))
+
+
+def _empty_like(tensor):
+    """Return a contiguous tensor, whatever the strides of the other one."""
+    return tensor.new_empty(tensor.shape)
 
 
 def _array(tensor):
