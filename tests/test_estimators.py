@@ -326,6 +326,14 @@ class TestBadInput:
         with pytest.warns(UserWarning, match=r"network is constant .*formulation='soft'"):
             ConvexRobustClassifier(1.5, formulation="hard", fit_intercept=False).fit(X, y)
 
+    @pytest.mark.parametrize("epsilon", [3.0, 1000.0])
+    @pytest.mark.parametrize("estimator", [ConvexRobustClassifier, ConvexRobustRegressor])
+    def test_too_large_an_epsilon_is_announced(self, cancer, estimator, epsilon):
+        X, y = scale(cancer[0][:80, :6]), cancer[1][:80]
+        y = y if estimator is ConvexRobustClassifier else 1.0 * (y == "benign")
+        with pytest.warns(UserWarning, match="network is constant.*beta or epsilon"):
+            estimator(epsilon, random_state=0).fit(X, y)
+
     def test_too_large_a_penalty_is_announced(self, cancer):
         with pytest.warns(UserWarning, match="network is constant.*beta or epsilon"):
             ConvexRobustClassifier(beta=100.0, n_patterns=2).fit(*cancer[:2])

@@ -29,6 +29,7 @@ _EXACT_ROWS = 200  # up to which exchange finds exact worst cases
 _FIRST_PATTERNS = 8  # sampled where the others are generated
 _WIDTHS = (8, 64)  # smallest and largest network that seeds generated patterns
 _ENTRIES_PER_NEURON = 40  # entries of X for each of its neurons
+_FLAT = 1e-2  # relative variation of the outputs on the training rows that a rough solver leaves
 
 
 class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
@@ -211,13 +212,21 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
         self.lower_bound_ = self.solution_.lower_bound
         self.gap_ = self.solution_.gap
         self.n_iter_ = self.solution_.n_iter
-        if not np.any(self.network_.hidden[: self.n_features_in_]):
+        if self._is_constant(programs[0].X[:, : self.n_features_in_], offset):
             self._warn_constant(programs[0])
         if hasattr(self, "_callback_fit_ctx"):
             self._callback_fit_ctx.call_on_fit_task_end(
                 estimator=self, reconstruction_attributes={}
             )
         return self
+
+    def _is_constant(self, X, offset):
+        """Tell whether features have no weight, or one that only the solver's tolerance left."""
+        if not np.any(self.network_.hidden[: self.n_features_in_]):
+            return True
+        outputs = self.network_.predict(X) - (0.0 if offset is None else offset)
+        flat = np.ptp(outputs, axis=0).max() <= _FLAT * np.abs(outputs).max()
+        return bool(flat and np.ptp(X, axis=0).any())
 
     def _warn_constant(self, program):
         cause = "beta or epsilon is so large that no neuron pays for its penalty; lower them"
@@ -228,7 +237,8 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
                 "is too large; use formulation='soft', or lower epsilon or beta"
             )
         warnings.warn(
-            f"The fitted network is constant (formulation={self.formulation!r}): {cause}.",
+            "The fitted network is constant or nearly so "
+            f"(formulation={self.formulation!r}): {cause}.",
             UserWarning,
             stacklevel=4,
         )
