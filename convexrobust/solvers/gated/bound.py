@@ -8,6 +8,7 @@ from scipy.optimize import minimize_scalar
 from convexrobust.program import ConvexProgram
 
 _EPS = np.finfo(float).eps
+_N_SCALES = 16  # tried; the dual function is concave, and nearly a parabola, in the scale
 _LARGEST_SCALE = 1e6  # of the multipliers, where nothing else limits it
 
 
@@ -29,8 +30,10 @@ def lower_bound(program: ConvexProgram, a, longest: float, size: float) -> float
 
     if not limit > 0.0:
         return dual(0.0)
-    inside = minimize_scalar(lambda t: -dual(t), bounds=(0.0, limit), method="bounded").x
-    return max(dual(0.0), dual(inside), dual(limit))
+    found = minimize_scalar(
+        lambda t: -dual(t), bounds=(0.0, limit), method="bounded", options={"maxiter": _N_SCALES}
+    )
+    return max(dual(0.0), dual(found.x), dual(limit))
 
 
 def _largest_scale(program, a, weight, residual):
