@@ -42,8 +42,23 @@ def test_admm_for_rough_solutions_of_soft_programs():
     program = program_of(50, 10, 50)  # 1000 unknowns
     assert isinstance(default_solver(program, tol=1e-3), InteriorPoint)
     assert isinstance(default_solver(program, tol=1e-2), ADMM)
-    for sparse in (program_of(50, 10, 50, 0.0), program_of(50, 10, 50, 0.1, "hard")):
-        assert isinstance(default_solver(sparse, tol=1e-2), InteriorPoint)
+    hard = program_of(50, 10, 50, 0.1, "hard")
+    assert isinstance(default_solver(hard, tol=1e-2), InteriorPoint)
+
+
+def test_admm_for_nominal_programs_where_it_is_compiled(monkeypatch):
+    pytest.importorskip("numba")
+    program = program_of(50, 10, 20, 0.0)
+    assert isinstance(default_solver(program, tol=1e-3), ADMM)
+    assert isinstance(default_solver(program, tol=1e-4), InteriorPoint)
+    several = replace(program, y=np.arange(50) % 3, n_outputs=3)
+    assert isinstance(default_solver(several, tol=1e-2), InteriorPoint)  # 1200 unknowns
+    several = replace(program_of(50, 10, 50, 0.0), y=np.arange(50) % 3, n_outputs=3)
+    assert isinstance(default_solver(several, tol=1e-2), ADMM)
+    there = importlib.util.find_spec
+    without = lambda name: None if name == "numba" else there(name)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    assert isinstance(default_solver(program, tol=1e-2), InteriorPoint)
 
 
 def test_admm_for_small_ones_too_where_it_is_compiled(monkeypatch):
@@ -61,6 +76,21 @@ def test_admm_for_small_ones_too_where_it_is_compiled(monkeypatch):
                 lambda name, m=missing: None if name == m else there(name),
             )
             assert isinstance(default_solver(program, tol=1e-2), InteriorPoint)
+
+
+def test_admm_for_hard_programs_of_pictures():
+    picture = program_of(50, 95, 5, 0.1, "hard")
+    assert isinstance(default_solver(picture), ADMM)
+    assert isinstance(default_solver(picture, tol=1e-6), InteriorPoint)
+    for other in (program_of(50, 95, 5, 0.0), program_of(50, 60, 5, 0.1, "hard")):
+        assert isinstance(default_solver(other), InteriorPoint)
+    for p in (1, 2):
+        ball = replace(picture, perturbation=LpBall(p, 0.1))
+        assert isinstance(default_solver(ball), InteriorPoint)
+    # Bounds are sides of their own.
+    bounded = program_of(50, 60, 5, 0.1, "hard")
+    bounded = replace(bounded, perturbation=LpBall(np.inf, 0.1, bounds=(-9.0, 9.0)))
+    assert isinstance(default_solver(bounded), ADMM)
 
 
 def test_admm_for_large_ones():

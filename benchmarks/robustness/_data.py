@@ -39,7 +39,6 @@ class Problem:
     betas : weights of the regularizer to choose from.
     n_patterns : of convex programs; None generates them.
     regression : whether targets are numbers.
-    large : whether programs with a cone for each neuron and row are too large for Newton steps.
     """
 
     load: Callable
@@ -50,7 +49,6 @@ class Problem:
     betas: tuple = BETAS
     n_patterns: int | None = None
     regression: bool = False
-    large: bool = False
 
     @property
     def ball(self) -> LpBall:
@@ -127,7 +125,7 @@ def fashion(folder, classes, size):
 
 def _fashion(classes, size, epsilon=0.04, **options):
     load = partial(fashion, classes=classes, size=size)
-    return Problem(load, epsilon, picture=True, large=size > 7, **options)
+    return Problem(load, epsilon, picture=True, **options)
 
 
 SHIRTS, SHOES = (0, 6), (5, 7)  # T-shirt and shirt, sandal and sneaker

@@ -55,7 +55,6 @@ from convexrobust.certificates import output_interval
 from convexrobust.deep import AdversarialClassifier, AdversarialRegressor
 from convexrobust.demo import Data, robust_linear_svm
 from convexrobust.evaluation import evaluate_robustness
-from convexrobust.solvers import ADMM
 
 CONVEX = (ConvexRobustClassifier, ConvexRobustRegressor)
 SUITE = {"fgsm": {}, "pgd": {"n_steps": 50, "n_restarts": 10}, "apgd": {}}
@@ -78,12 +77,6 @@ def convex(problem, beta, seed, **parameters):
         "random_state": seed,
     }
     return kind(**options | parameters)
-
-
-def hard(problem, beta, seed):
-    """Return an estimator of the hard program; splitting solves it where it is large."""
-    solver = ADMM(1e-2, 1000) if problem.large else None
-    return convex(problem, beta, seed, formulation="hard", solver=solver)
 
 
 def exchange(problem, beta, seed):
@@ -114,7 +107,7 @@ class RobustLinearSVM(BaseEstimator):
 
 METHODS = {
     "convex standard": partial(convex, epsilon=0.0),
-    "convex hard": hard,
+    "convex hard": partial(convex, formulation="hard"),
     "convex soft": convex,
     "convex exchange": exchange,
     "robust linear SVM": RobustLinearSVM,

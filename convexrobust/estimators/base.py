@@ -26,6 +26,7 @@ FORMULATIONS = ("soft", "one-sided", "hard", "exchange")
 _UNKNOWNS = 1000  # C * d * P of the patterns sampled by default
 _DEFAULT_PATTERNS = (4, 50)  # fewest and most of them
 _EXACT_ROWS = 200  # up to which exchange finds exact worst cases
+_GAP, _GAP_NOMINAL = 1e-2, 1e-3  # of generated patterns; nothing perturbed leaves a small objective
 _FIRST_PATTERNS = 8  # sampled where the others are generated
 _WIDTHS = (8, 64)  # smallest and largest network that seeds generated patterns
 _ENTRIES_PER_NEURON = 40  # entries of X for each of its neurons
@@ -150,8 +151,10 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
             return default_solver(program)
         entries = program.X.size // program.n_outputs
         width = int(np.clip(entries // _ENTRIES_PER_NEURON, *_WIDTHS))
+        if tol is None:
+            tol = _GAP if program.sets.radius > 0.0 else _GAP_NOMINAL
         return WorkingSet(
-            1e-2 if tol is None else tol,
+            tol,
             width=width,
             n_new=max(width // 2, 8),
             max_rounds=3 if program.n_outputs == 1 else 2,

@@ -113,7 +113,8 @@ def regularization_path(
         Weights.
     tol : float, optional
         Gap to stop at where patterns are generated, relative to the objective of the zero network;
-        1e-2 by default. Without effect where the estimator has patterns or a solver.
+        by default 1e-2, or 1e-3 without perturbation. Without effect where the estimator has
+        patterns or a solver.
 
     Returns
     -------

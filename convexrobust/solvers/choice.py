@@ -15,7 +15,12 @@ from convexrobust.solvers.conic import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint
 
 _DENSE = 2000  # unknowns, or rows, up to which a few dozen dense factorisations take seconds
-_ROUGH, _DENSE_ROUGH = 1e-2, 600  # relative gap from which on ADMM on tensors is quicker beyond
+# Relative gaps from which on ADMM is quicker even there: of soft programs (beyond some unknowns
+# where its iteration is not compiled), of nominal ones, and of constrained ones with wide boxes,
+# whose sides fill the systems of Newton's method.
+_ROUGH, _DENSE_ROUGH = 1e-2, 600
+_ROUGH_NOMINAL = 1e-3
+_ROUGH_WIDE, _WIDE = 1e-4, 90
 _SINGLE = 1e-3  # relative gap that single precision reaches
 _LARGE = 10_000_000  # rows times unknowns from which its speed, twice that of double, matters
 
@@ -35,11 +40,17 @@ def default_solver(
 
     `InteriorPoint` up to 2000 unknowns (2 C d P), and up to 2000 rows where cones are constraints
     (few neurons remain, see there) or nothing is perturbed (the factorisations fall into blocks);
-    beyond that `ADMM`, or `ConicSolver` where torch is not installed. A soft program whose gap may
-    be 1e-2 goes to `ADMM` from 600 unknowns on, and in any case if numba compiles its iteration:
-    one output, and l-inf perturbations. Programs with copies go to `ConicSolver`, and large ones to
-    `ADMM` if they have one output and no logistic loss. `ADMM` runs in single precision on large
-    programs, if ``tol`` is at least 1e-3; its bounds are in double precision all the same.
+    beyond that `ADMM`, or `ConicSolver` where torch is not installed. `ADMM` solves these too if
+
+    - the program is soft, its gap may be 1e-2, and it has over 600 unknowns or numba compiles the
+      iteration, which it does for one output and l-inf perturbations;
+    - nothing is perturbed, the gap may be 1e-3, and it has over 2000 unknowns or is compiled;
+    - cones are constraints for boxes of 90 features or more (45 with bounds), as in pictures, and
+      the gap may be 1e-4.
+
+    Programs with copies go to `ConicSolver`, and large ones to `ADMM` if they have one output and
+    no logistic loss. `ADMM` runs in single precision on large programs, if ``tol`` is at least
+    1e-3; its bounds are in double precision all the same.
 
     Parameters
     ----------
@@ -50,29 +61,27 @@ def default_solver(
     max_iter : int
         Iterations of `ADMM` at most.
     """
-    unknowns, n = 2 * program.D.shape[1] * program.X.shape[1] * program.n_outputs, len(program.X)
+    size = len(program.X) * _unknowns(program)
     if program.copy_of is None:
-        sparse = program.sets.radius == 0.0 or program.formulation != "soft"
-        rough = tol is not None and tol >= _ROUGH
-        dense = _DENSE if sparse or not rough else _dense_rough(program)
-        if unknowns <= dense or (sparse and n <= _DENSE):
+        if _suits_newton(program) and not _suits_splitting(program, tol):
             return InteriorPoint(1e-4 if tol is None else tol)
-    elif n * unknowns <= 20 * _DENSE or not _splits_copies(program):
+    elif size <= 20 * _DENSE or not _splits_copies(program):
         return ConicSolver()
     if not _has("torch"):
         return ConicSolver()
     from convexrobust.solvers.admm import ADMM  # imports torch
 
     tol = 1e-2 if tol is None else tol
-    single = tol >= _SINGLE and n * unknowns > _LARGE
+    single = tol >= _SINGLE and size > _LARGE
     return ADMM(tol, max_iter, dtype="float32" if single else "float64")
 
 
 def dense_solver(program: ConvexProgram, tol: float) -> InteriorPoint | None:
     """Return the solver for a program on which `ADMM` got stuck; None if it is too large."""
-    unknowns = 2 * program.D.shape[1] * program.X.shape[1] * program.n_outputs
-    small = unknowns <= _DENSE_ROUGH and program.copy_of is None
-    return InteriorPoint(tol) if small else None
+    if program.copy_of is not None:
+        return None
+    nominal = program.sets.radius == 0.0 and len(program.X) <= _DENSE
+    return InteriorPoint(tol) if nominal or _unknowns(program) <= _DENSE_ROUGH else None
 
 
 def kernels_for(program: ConvexProgram):
@@ -104,11 +113,36 @@ def _has(module) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _dense_rough(program) -> int:
-    """Return the unknowns up to which `InteriorPoint` is quicker than a rough `ADMM`."""
+def _unknowns(program) -> int:
+    return 2 * program.D.shape[1] * program.X.shape[1] * program.n_outputs
+
+
+def _constrained(program) -> bool:
+    """Tell whether cones are constraints for perturbed rows."""
+    return program.formulation != "soft" and program.sets.radius > 0.0
+
+
+def _suits_newton(program) -> bool:
+    """Tell whether the systems of `InteriorPoint` are small, or fall into small blocks."""
+    blocks = program.sets.radius == 0.0 or _constrained(program)
+    return _unknowns(program) <= _DENSE or (blocks and len(program.X) <= _DENSE)
+
+
+def _suits_splitting(program, tol) -> bool:
+    """Tell whether `ADMM` reaches a gap earlier than `InteriorPoint`, where both are possible."""
     if not _has("torch"):
-        return _DENSE
-    return _DENSE_ROUGH if kernels_for(program) is None else 0
+        return False
+    sets = program.sets
+    if _constrained(program):
+        sides = program.X.shape[1] * (1 if program.perturbation.bounds is None else 2)
+        wide = sets.p == np.inf and sides >= _WIDE
+        return wide and (tol is None or tol >= _ROUGH_WIDE)
+    if tol is None:
+        return False
+    compiled = kernels_for(program) is not None
+    if sets.radius == 0.0:
+        return tol >= _ROUGH_NOMINAL and (compiled or _unknowns(program) > _DENSE)
+    return tol >= _ROUGH and (compiled or _unknowns(program) > _DENSE_ROUGH)
 
 
 def _splits_copies(program) -> bool:

@@ -144,7 +144,8 @@ class _Run:
         self.nothing_new = self.interrupted = self.last_is_best = False
         self.program, self.start = self._first(program, start)
         self.found = self.start or program.solution(zero, zero)
-        self.best = self.found, (self.program if self.start else program)
+        self.solved = self.program if self.start else program  # what `found` is a point of
+        self.best = self.found, self.solved
 
     def _first(self, program, start):
         """Return the first program and a point of it: from the start, or from a network."""
@@ -174,6 +175,7 @@ class _Run:
     def solve(self, tol=_ROUGH_TOL, max_iter=_ROUGH, stuck=_STUCK) -> bool:
         """Solve the restricted program from ``start``; return whether there is time for another."""
         before = self.best[0].objective
+        self.solved = self.program
         self._solve_by(self.options.solver or default_solver(self.program, tol, max_iter))
         if self.options.solver is None and self.found.status == "iteration limit":
             solver = dense_solver(self.program, tol) if self._open(self.found, stuck) else None
@@ -241,8 +243,11 @@ class _Run:
             self.solve(tol, max_iter, stuck=self.options.tol)
 
     def finished(self) -> Solution:
-        """Return the best point."""
+        """Return the best point, or the last one where only that is close to its lower bound."""
         solution, program = self.best
+        outside, _ = self._rank(self.found)
+        if self._open(solution) and not (self._open(self.found) or outside):
+            solution, program = self.found, self.solved
         settled = self.nothing_new and self.last_is_best
         solution = replace(
             solution,
