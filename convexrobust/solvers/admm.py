@@ -59,6 +59,11 @@ class Blocks(NamedTuple):
     Z: torch.Tensor
     A: torch.Tensor | None = None
 
+    def each(self, function, *others) -> Blocks:
+        """Apply a function to each block that is there, and to those of the others."""
+        parts = zip(self, *others, strict=True)
+        return Blocks(*(None if part[0] is None else function(*part) for part in parts))
+
 
 class Weights(NamedTuple):
     """The weights of the copies, times the number of rows."""
@@ -229,9 +234,10 @@ class _Splitting:
         self.a, M = self.prox(s.M, rho.M, self.a, self.cones.charge)
         self.cones.settle(self.a)
         self.z = Blocks(M, *self._shrunk(s))
-        self.x = self._linear(_each(lambda s, z: torch.lerp(s, z, 2.0), s, self.z))
-        for state, x, z in _parts(s, self.x, self.z):
-            state.add_(x, alpha=_RELAXATION).sub_(z, alpha=_RELAXATION)
+        self.x = self._linear(s.each(lambda s, z: torch.lerp(s, z, 2.0), self.z))
+        s.each(
+            lambda s, x, z: s.add_(x, alpha=_RELAXATION).sub_(z, alpha=_RELAXATION), self.x, self.z
+        )
         self.cones.move(self.x.Z, self.x.A, _RELAXATION)
 
     def _shrunk(self, s):
@@ -251,21 +257,17 @@ class _Splitting:
     def balance(self):
         """Take two steps, then move each weight towards equal relative primal and dual errors."""
         old_copies = self._copies_of_step()
-        old = _each(torch.clone, self.z)
+        old = self.z.each(torch.clone)
         copies = self._copies_of_step()
         shares = Blocks(_PRIMAL_SHARE_OF_SLOPES, _PRIMAL_SHARE, _PRIMAL_SHARE)
-        factors = _each(_factor_of_block, shares, self.state, self.x, self.z, old)
+        factors = self.state.each(_factor_of_block, self.x, self.z, old, shares)
         of_cones = _factor(*self.cones.imbalance(self.x.Z, self.x.A, copies, old_copies))
         self.rho = Blocks(
             *(r if f is None else r * f for r, f in zip(self.rho, factors, strict=True))
         )
         # What is kept is the multiplier, so that its scaled form changes.
-        self.state = _each(
-            lambda s, x, z, f: s + (1.0 / f - 1.0) * _dual(s, x, z),
-            self.state,
-            self.x,
-            self.z,
-            factors,
+        self.state = self.state.each(
+            lambda s, x, z, f: s + (1.0 / f - 1.0) * _dual(s, x, z), self.x, self.z, factors
         )
         self.cones.rescale(of_cones, self.x.Z, self.x.A)
 
@@ -311,22 +313,12 @@ def _reach_of(sets, like):
     return SharedReach(sets, like) if len(sets.weights) == 1 else BoxReach(sets, like)
 
 
-def _each(function, *blocks) -> Blocks:
-    """Apply a function to each block that is there."""
-    return Blocks(*(function(*part) for part in _parts(*blocks)))
-
-
-def _parts(*blocks):
-    """Return the arrays of each block that is there."""
-    return [part for part in zip(*blocks, strict=True) if part[-1] is not None]
-
-
 def _dual(s, x, z):
     """Return the scaled multiplier u of the last step from the state after it."""
     return s - _RELAXATION * (x - z) - z
 
 
-def _factor_of_block(share, s, x, z, old):
+def _factor_of_block(s, x, z, old, share):
     norm, tiny = torch.linalg.vector_norm, torch.finfo(z.dtype).tiny
     primal = norm(x - z) / torch.maximum(norm(x), norm(z)).clamp_min(tiny)
     dual = norm(z - old) / norm(_dual(s, x, z)).clamp_min(tiny)

@@ -76,7 +76,7 @@ class FusedIteration:
         """Make room for what an iteration finds anew: tensors, and the same memory as arrays."""
         self.scratch = splitting.cones.buffer.numpy()
         state = splitting.state
-        self.z, self.x = (_each(_empty_like, state) for _ in range(2))
+        self.z, self.x = (state.each(_empty_like) for _ in range(2))
         self.aim = np.empty(state.M.shape, self.X.dtype)
         self.pulled_adjoint = _empty_like(state.Z)
         self.reached_adjoint = None if state.A is None else _empty_like(state.A)
@@ -111,7 +111,7 @@ class FusedIteration:
     def _take_over(self, splitting):
         """Look at the state as arrays, to be changed in place."""
         cones, reach = splitting.cones, splitting.reach
-        splitting.state = state = _each(torch.Tensor.contiguous, splitting.state)
+        splitting.state = state = splitting.state.each(torch.Tensor.contiguous)
         self.rho_m, self.rho_z, self.rho_a = splitting.rho
         self.rho_h, self.rho_t, self.kappa = cones.rho, cones.rho_reach, cones.kappa
         self.M, self.Z, self.A = self._arrays(state)
@@ -277,11 +277,6 @@ def _reach_of(splitting, kernels):
     if isinstance(reach, BoxReach):
         return _BoxReach(reach, splitting.cones, kernels)
     return _SharedReach(reach, kernels)
-
-
-def _each(function, blocks):
-    """Apply a function to each block that is there."""
-    return type(blocks)(*(None if block is None else function(block) for block in blocks))
 
 
 def _empty_like(tensor):
