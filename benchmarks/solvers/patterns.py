@@ -215,7 +215,7 @@ def nominal_line(name, X, y, beta, options):
         values = [objective_of(program, network) for network, _ in runs]
         seconds = sum(seconds for _, seconds in runs)
         line += f"{min(values):10.5f}{np.median(values):10.5f}{seconds:7.1f}"
-    solution, taken = timed(WorkingSet(1e-3, max_rounds=8).solve, program)
+    solution, taken = timed(WorkingSet(1e-5, max_rounds=8).solve, program)
     line += f"{solution.objective:13.5f}{solution.lower_bound:11.5f}{solution.D.shape[1]:6d}"
     return print(f"{line}{taken:7.1f}", flush=True)
 
