@@ -14,7 +14,7 @@ from convexrobust.program import ConvexProgram, Solution
 from convexrobust.solvers.conic import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint
 
-_DENSE = 2000  # unknowns, or rows, up to which a few dozen dense factorisations take seconds
+_DENSE = 2000  # unknowns, or outputs of all rows, up to which dense factorisations take seconds
 # Relative gaps from which on ADMM is quicker even there: of soft programs (beyond some unknowns
 # where its iteration is not compiled), of nominal ones, and of constrained ones with wide boxes,
 # whose sides fill the systems of Newton's method.
@@ -38,7 +38,7 @@ def default_solver(
 ) -> Solver:
     r"""Return the solver for the patterns of a program that its size asks for.
 
-    `InteriorPoint` up to 2000 unknowns (2 C d P), and up to 2000 rows where cones are constraints
+    `InteriorPoint` up to 2000 unknowns (2 C d P), and up to n C = 2000 where cones are constraints
     (few neurons remain, see there) or nothing is perturbed (the factorisations fall into blocks);
     beyond that `ADMM`, or `ConicSolver` where torch is not installed. `ADMM` solves these too if
 
@@ -80,7 +80,7 @@ def dense_solver(program: ConvexProgram, tol: float) -> InteriorPoint | None:
     """Return the solver for a program on which `ADMM` got stuck; None if it is too large."""
     if program.copy_of is not None:
         return None
-    nominal = program.sets.radius == 0.0 and len(program.X) <= _DENSE
+    nominal = program.sets.radius == 0.0 and len(program.X) * program.n_outputs <= _DENSE
     return InteriorPoint(tol) if nominal or _unknowns(program) <= _DENSE_ROUGH else None
 
 
@@ -125,7 +125,8 @@ def _constrained(program) -> bool:
 def _suits_newton(program) -> bool:
     """Tell whether the systems of `InteriorPoint` are small, or fall into small blocks."""
     blocks = program.sets.radius == 0.0 or _constrained(program)
-    return _unknowns(program) <= _DENSE or (blocks and len(program.X) <= _DENSE)
+    outputs = len(program.X) * program.n_outputs
+    return _unknowns(program) <= _DENSE or (blocks and outputs <= _DENSE)
 
 
 def _suits_splitting(program, tol) -> bool:
