@@ -15,7 +15,7 @@ from convexrobust import (
     LpBall,
     default_solver,
 )
-from convexrobust.solvers import ADMM, InteriorPoint
+from convexrobust.solvers import ADMM, InteriorPoint, choice
 
 
 def program_of(n, d, P, epsilon=0.1, formulation="soft"):
@@ -53,7 +53,7 @@ def test_admm_for_nominal_programs_where_it_is_compiled(monkeypatch):
     assert isinstance(default_solver(program, tol=1e-4), InteriorPoint)
     several = replace(program, y=np.arange(50) % 3, n_outputs=3)
     assert isinstance(default_solver(several, tol=1e-2), InteriorPoint)  # 1200 unknowns
-    several = replace(program_of(50, 10, 50, 0.0), y=np.arange(50) % 3, n_outputs=3)
+    several = replace(program_of(50, 10, 200, 0.0), y=np.arange(50) % 3, n_outputs=3)
     assert isinstance(default_solver(several, tol=1e-2), ADMM)
     there = importlib.util.find_spec
     without = lambda name: None if name == "numba" else there(name)  # noqa: E731
@@ -76,6 +76,25 @@ def test_admm_for_small_ones_too_where_it_is_compiled(monkeypatch):
                 lambda name, m=missing: None if name == m else there(name),
             )
             assert isinstance(default_solver(program, tol=1e-2), InteriorPoint)
+
+
+def test_interior_point_for_nominal_cones():
+    """There only soft programs are quicker by splitting: few neurons are inside their cones."""
+    for formulation in ("hard", "one-sided"):
+        program = program_of(50, 10, 20, 0.0, formulation)
+        assert isinstance(default_solver(program, tol=1e-2), InteriorPoint)
+
+
+def test_the_choice_loads_numba_only_where_it_may_matter(monkeypatch):
+    monkeypatch.setattr(choice, "_kernels", lambda: pytest.fail("kernels are asked for"))
+    default_solver(program_of(50, 10, 20), tol=1e-6)
+
+
+def test_interior_point_takes_over_where_its_systems_are_small():
+    picture = program_of(50, 95, 5, 0.1, "hard")
+    for program in (picture, program_of(50, 10, 50, 0.0), program_of(50, 10, 20)):
+        assert isinstance(choice.dense_solver(program, 1e-3), InteriorPoint)
+    assert choice.dense_solver(program_of(50, 95, 5), 1e-3) is None  # soft, 950 unknowns
 
 
 def test_admm_for_hard_programs_of_pictures():

@@ -8,6 +8,7 @@ import sklearn
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
@@ -16,6 +17,7 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from convexrobust import (
+    Absolute,
     ConicSolver,
     ConvexRobustClassifier,
     ConvexRobustRegressor,
@@ -333,6 +335,22 @@ class TestBadInput:
         y = y if estimator is ConvexRobustClassifier else 1.0 * (y == "benign")
         with pytest.warns(UserWarning, match="network is constant.*beta or epsilon"):
             estimator(epsilon, random_state=0).fit(X, y)
+
+    def test_a_small_part_of_large_outputs_is_no_constant(self):
+        rng = np.random.default_rng(0)
+        X = np.hstack([rng.normal(size=(60, 3)), np.full((60, 1), 100.0)])
+        y = X[:, 0] + np.maximum(X[:, 1], 0.0)
+        model = ConvexRobustRegressor(0.02, beta=1e-6, fit_intercept=False, random_state=0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="The fitted network is constant")
+            model.fit(X, y + 1000.0)
+        assert np.ptp(model.predict(X)) > 0.1
+        y[0] = 1e6  # an outlier, which the offset follows
+        model = ConvexRobustRegressor(loss=Absolute(), beta=1e-5, random_state=0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="The fitted network is constant")
+            model.fit(X[:, :3], y)
+        assert r2_score(y[1:], model.predict(X[1:, :3])) > 0.5
 
     def test_too_large_a_penalty_is_announced(self, cancer):
         with pytest.warns(UserWarning, match="network is constant.*beta or epsilon"):

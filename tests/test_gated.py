@@ -100,6 +100,14 @@ def test_every_recorded_bound_holds(loss, n_classes):
     assert found.lower_bound == max(row[3] for row in found.history)
 
 
+@pytest.mark.parametrize("beta", [1e4, 1e6])
+def test_the_zero_network_is_proven_optimal_at_once(beta):
+    """The scales of the multipliers that the dual allows reach far beyond those of use."""
+    found = solve_gated(nominal(Squared(), beta=beta))
+    assert found.status == "optimal"
+    assert not found.U.any()
+
+
 @pytest.mark.parametrize(
     ("loss", "ball"), list(zip([Hinge(), Squared()] * 3, BALLS, strict=True)), ids=name
 )

@@ -144,6 +144,13 @@ def test_one_radius_per_feature_keeps_its_shape():
     np.testing.assert_allclose(path.estimators[0][0].epsilon, 2.0 * estimator.epsilon)
 
 
+@pytest.mark.parametrize(("epsilons", "tol"), [([0.0, 0.1], 1e-2), ([0.0], 1e-3)], ids=str)
+def test_the_largest_radius_decides_on_the_gap(epsilons, tol):
+    X, y = data(load_breast_cancer)
+    path = regularization_path(ConvexRobustClassifier(), X, y, betas=[0.1], epsilons=epsilons)
+    assert [row[0].solver_.tol for row in path.estimators] == [tol] * len(epsilons)
+
+
 def test_weights_are_repeated_rows():
     X, y = data(load_breast_cancer)
     weight = np.random.default_rng(0).integers(0, 3, len(y))

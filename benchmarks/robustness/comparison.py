@@ -7,8 +7,7 @@ All methods see the same splits and the same threat model, and each has one thin
 in the same way: by the accuracy under PGD in two-fold cross-validation on the training part
 (for convex programs by `RegularizationPathCV`, whose fits in the folds end at a wider gap).
 Everything else is as the package has it by default, except that exchange stops after the round in
-which ten seconds are over, and that the hard program of pictures with 196 points and more goes to
-ADMM for 1000 iterations. Gradient descent has networks of 64 neurons.
+which ten seconds are over. Gradient descent has networks of 64 neurons.
 
 Columns: test accuracy in %, as it is; under the worst of FGSM, PGD (50 steps, 10 restarts) and
 APGD for each point; exact (decided by branch and bound, five seconds a point; what stays open

@@ -117,9 +117,8 @@ def compare(name, problem, gates, limit):
     for level in LEVELS:
         target = best + level * abs(best)
         mine, theirs = first(rows, target), min((first(r, target) for r in runs), default=np.inf)
-        print(
-            f"  gap {level:.1e}: ours {mine:7.2f} s  pyscnn {theirs:7.2f} s  {theirs / mine:6.1f}x"
-        )
+        of_peer = f"{theirs:7.2f} s  {theirs / mine:6.1f}x" if np.isfinite(theirs) else "      -"
+        print(f"  gap {level:.1e}: ours {mine:7.2f} s  pyscnn {of_peer}")
     for run in runs:
         reached = min(value for _, value in run)
         theirs = first(run, reached)

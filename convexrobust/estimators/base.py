@@ -26,11 +26,13 @@ FORMULATIONS = ("soft", "one-sided", "hard", "exchange")
 _UNKNOWNS = 1000  # C * d * P of the patterns sampled by default
 _DEFAULT_PATTERNS = (4, 50)  # fewest and most of them
 _EXACT_ROWS = 200  # up to which exchange finds exact worst cases
-_GAP, _GAP_NOMINAL = 1e-2, 1e-3  # of generated patterns; nothing perturbed leaves a small objective
+# Gaps of generated patterns, relative to the objective of the zero network. Without perturbation
+# the objective is far below that, and with one output a smaller gap is quickly reached.
+_GAP, _GAP_NOMINAL = 1e-2, 1e-3
 _FIRST_PATTERNS = 8  # sampled where the others are generated
 _WIDTHS = (8, 64)  # smallest and largest network that seeds generated patterns
 _ENTRIES_PER_NEURON = 40  # entries of X for each of its neurons
-_FLAT = 1e-2  # relative variation of the outputs on the training rows that a rough solver leaves
+_FLAT = 1e-2  # variation of the outputs on the training rows that a rough solver leaves, relative
 
 
 class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
@@ -152,7 +154,8 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
         entries = program.X.size // program.n_outputs
         width = int(np.clip(entries // _ENTRIES_PER_NEURON, *_WIDTHS))
         if tol is None:
-            tol = _GAP if program.sets.radius > 0.0 else _GAP_NOMINAL
+            nominal = program.sets.radius == 0.0 and program.n_outputs == 1
+            tol = _GAP_NOMINAL if nominal else _GAP
         return WorkingSet(
             tol,
             width=width,
@@ -215,7 +218,7 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
         self.lower_bound_ = self.solution_.lower_bound
         self.gap_ = self.solution_.gap
         self.n_iter_ = self.solution_.n_iter
-        if self._is_constant(programs[0].X[:, : self.n_features_in_], offset):
+        if self._is_constant(programs[0], offset):
             self._warn_constant(programs[0])
         if hasattr(self, "_callback_fit_ctx"):
             self._callback_fit_ctx.call_on_fit_task_end(
@@ -223,13 +226,17 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
             )
         return self
 
-    def _is_constant(self, X, offset):
+    def _is_constant(self, program, offset):
         """Tell whether features have no weight, or one that only the solver's tolerance left."""
         if not np.any(self.network_.hidden[: self.n_features_in_]):
             return True
+        X = program.X[:, : self.n_features_in_]
         outputs = self.network_.predict(X) - (0.0 if offset is None else offset)
-        flat = np.ptp(outputs, axis=0).max() <= _FLAT * np.abs(outputs).max()
-        return bool(flat and np.ptp(X, axis=0).any())
+        if program.loss.task == "regression":
+            size = np.subtract(*np.quantile(program.y, (0.75, 0.25)))  # whatever outliers do
+        else:
+            size = np.abs(outputs).max()
+        return bool(np.ptp(outputs, axis=0).max() <= _FLAT * size and np.ptp(X, axis=0).any())
 
     def _warn_constant(self, program):
         cause = "beta or epsilon is so large that no neuron pays for its penalty; lower them"

@@ -56,7 +56,8 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
         `convexrobust.Exchange`, with a time limit for instance). By default
         `convexrobust.default_solver` chooses one for the size; with the soft formulation, and
         neither ``n_patterns`` nor ``patterns``, a `convexrobust.WorkingSet` around it generates
-        the patterns.
+        the patterns, to a gap of 1e-2 of the objective of the zero network (1e-3 if epsilon is 0
+        and there are two classes).
     bounds : tuple (lo, hi), optional
         Legal range of the features, numbers or arrays of shape (n_features,).
     fit_intercept : bool, default=True
@@ -181,7 +182,7 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
         ConvergenceWarning
             If the solver stopped early, by Ctrl-C or a callback too: the best network so far stays.
         UserWarning
-            If fewer patterns exist than asked for, or the network came out constant.
+            If fewer patterns exist than asked for, or the network came out constant or nearly so.
         """
         self._begin_callbacks(X, y)
         X, y = validate_data(self, X, y, dtype=np.float64)

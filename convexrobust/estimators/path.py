@@ -113,7 +113,7 @@ def regularization_path(
         Weights.
     tol : float, optional
         Gap to stop at where patterns are generated, relative to the objective of the zero network;
-        by default 1e-2, or 1e-3 without perturbation. Without effect where the estimator has
+        by default that of the estimator for the largest epsilon. Without effect where it has
         patterns or a solver.
 
     Returns
@@ -142,7 +142,11 @@ def regularization_path(
     smallest = ball.scaled_to(epsilons[0]).epsilon
     template, programs = _prepared(estimator, X, y, smallest, sample_weight)
     betas = _default_betas(programs) if betas is None else _grid("betas", betas)[::-1]
-    chains = [_Chain(program, _solver_of(estimator, program, tol)) for program in programs]
+    largest = ball.scaled_to(epsilons[-1])  # its fits decide on a gap for all of them
+    chains = [
+        _Chain(program, _solver_of(estimator, replace(program, perturbation=largest), tol))
+        for program in programs
+    ]
     fits = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The fitted network is constant")

@@ -43,7 +43,8 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
     solver : Solver, optional
         As in `ConvexRobustClassifier`. By default `convexrobust.default_solver` chooses one for the
         size; with the soft formulation, and neither ``n_patterns`` nor ``patterns``, a
-        `convexrobust.WorkingSet` around it generates the patterns.
+        `convexrobust.WorkingSet` around it generates the patterns, to a gap of 1e-2 of the
+        objective of the zero network (1e-3 if epsilon is 0).
     bounds : tuple (lo, hi), optional
         Legal range of the features.
     fit_intercept : bool, default=True

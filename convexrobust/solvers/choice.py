@@ -15,11 +15,11 @@ from convexrobust.solvers.conic import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint
 
 _DENSE = 2000  # unknowns, or outputs of all rows, up to which dense factorisations take seconds
-# Relative gaps from which on ADMM is quicker even there: of soft programs (beyond some unknowns
-# where its iteration is not compiled), of nominal ones, and of constrained ones with wide boxes,
-# whose sides fill the systems of Newton's method.
+# Relative gaps from which on ADMM is quicker even there: of soft programs, with perturbations or
+# without (beyond some unknowns where its iteration is not compiled), and of constrained ones with
+# wide boxes, whose sides fill the systems of Newton's method.
 _ROUGH, _DENSE_ROUGH = 1e-2, 600
-_ROUGH_NOMINAL = 1e-3
+_ROUGH_NOMINAL, _DENSE_NOMINAL = 1e-3, 10_000
 _ROUGH_WIDE, _WIDE = 1e-4, 90
 _SINGLE = 1e-3  # relative gap that single precision reaches
 _LARGE = 10_000_000  # rows times unknowns from which its speed, twice that of double, matters
@@ -44,7 +44,8 @@ def default_solver(
 
     - the program is soft, its gap may be 1e-2, and it has over 600 unknowns or numba compiles the
       iteration, which it does for one output and l-inf perturbations;
-    - nothing is perturbed, the gap may be 1e-3, and it has over 2000 unknowns or is compiled;
+    - the program is soft, nothing is perturbed, its gap may be 1e-3, and it has over 10 000
+      unknowns or is compiled;
     - cones are constraints for boxes of 90 features or more (45 with bounds), as in pictures, and
       the gap may be 1e-4.
 
@@ -63,7 +64,8 @@ def default_solver(
     """
     size = len(program.X) * _unknowns(program)
     if program.copy_of is None:
-        if _suits_newton(program) and not _suits_splitting(program, tol):
+        newton = _unknowns(program) <= _DENSE or _falls_into_blocks(program)
+        if newton and not _suits_splitting(program, tol):
             return InteriorPoint(1e-4 if tol is None else tol)
     elif size <= 20 * _DENSE or not _splits_copies(program):
         return ConicSolver()
@@ -80,8 +82,8 @@ def dense_solver(program: ConvexProgram, tol: float) -> InteriorPoint | None:
     """Return the solver for a program on which `ADMM` got stuck; None if it is too large."""
     if program.copy_of is not None:
         return None
-    nominal = program.sets.radius == 0.0 and len(program.X) * program.n_outputs <= _DENSE
-    return InteriorPoint(tol) if nominal or _unknowns(program) <= _DENSE_ROUGH else None
+    small = _unknowns(program) <= _DENSE_ROUGH
+    return InteriorPoint(tol) if small or _falls_into_blocks(program) else None
 
 
 def kernels_for(program: ConvexProgram):
@@ -122,11 +124,10 @@ def _constrained(program) -> bool:
     return program.formulation != "soft" and program.sets.radius > 0.0
 
 
-def _suits_newton(program) -> bool:
-    """Tell whether the systems of `InteriorPoint` are small, or fall into small blocks."""
+def _falls_into_blocks(program) -> bool:
+    """Tell whether the systems of `InteriorPoint` do, or are those of few neurons."""
     blocks = program.sets.radius == 0.0 or _constrained(program)
-    outputs = len(program.X) * program.n_outputs
-    return _unknowns(program) <= _DENSE or (blocks and outputs <= _DENSE)
+    return blocks and len(program.X) * program.n_outputs <= _DENSE
 
 
 def _suits_splitting(program, tol) -> bool:
@@ -138,12 +139,12 @@ def _suits_splitting(program, tol) -> bool:
         sides = program.X.shape[1] * (1 if program.perturbation.bounds is None else 2)
         wide = sets.p == np.inf and sides >= _WIDE
         return wide and (tol is None or tol >= _ROUGH_WIDE)
-    if tol is None:
+    nominal = sets.radius == 0.0
+    rough = tol is not None and tol >= (_ROUGH_NOMINAL if nominal else _ROUGH)
+    if not rough or program.formulation != "soft":
         return False
-    compiled = kernels_for(program) is not None
-    if sets.radius == 0.0:
-        return tol >= _ROUGH_NOMINAL and (compiled or _unknowns(program) > _DENSE)
-    return tol >= _ROUGH and (compiled or _unknowns(program) > _DENSE_ROUGH)
+    dense = _DENSE_NOMINAL if nominal else _DENSE_ROUGH
+    return _unknowns(program) > dense or kernels_for(program) is not None
 
 
 def _splits_copies(program) -> bool:

@@ -243,10 +243,10 @@ class _Run:
             self.solve(tol, max_iter, stuck=self.options.tol)
 
     def finished(self) -> Solution:
-        """Return the best point, or the last one where only that is close to its lower bound."""
+        """Return the best point; the last one if, about as good, only that has a close bound."""
         solution, program = self.best
-        outside, _ = self._rank(self.found)
-        if self._open(solution) and not (self._open(self.found) or outside):
+        about_as_good = self.found.objective <= solution.objective + self.options.tol * self.scale
+        if self._open(solution) and not self._open(self.found) and about_as_good:
             solution, program = self.found, self.solved
         settled = self.nothing_new and self.last_is_best
         solution = replace(
@@ -269,7 +269,10 @@ class _Run:
         return solution
 
     def _open(self, solution, tol=None) -> bool:
-        return not solution.gap <= (self.options.tol if tol is None else tol) * self.scale
+        """Tell whether the gap is, or the point is outside the cones, where no gap says much."""
+        outside, _ = self._rank(solution)
+        tol = self.options.tol if tol is None else tol
+        return outside or not solution.gap <= tol * self.scale
 
 
 def _some_rows(program, rng) -> ConvexProgram:

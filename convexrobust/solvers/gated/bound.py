@@ -33,7 +33,8 @@ def lower_bound(program: ConvexProgram, a, longest: float, size: float) -> float
     found = minimize_scalar(
         lambda t: -dual(t), bounds=(0.0, limit), method="bounded", options={"maxiter": _N_SCALES}
     )
-    return max(dual(0.0), dual(found.x), dual(limit))
+    # At 1 they are those of the loss, which is nearly best late; a wide search may miss it.
+    return max(dual(t) for t in (0.0, min(1.0, limit), found.x, limit))
 
 
 def _largest_scale(program, a, weight, residual):
