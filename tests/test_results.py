@@ -111,6 +111,15 @@ def test_fewer_splits_are_shown_and_not_summed_up(modules):
     assert "convex exchange" not in summed_up
 
 
+def test_a_method_on_few_data_is_left_out_rather_than_the_others(modules):
+    report = modules["_report"]
+    found = [record(d, m, 0, 50.0) for d in ("one", "two", "three") for m in ("convex soft", "PGD")]
+    found.append(record("two", "convex exchange", 0, 90.0))
+    data, methods, exact = report.means(report.grouped(found), "exact")
+    assert (data, methods) == (["one", "two", "three"], ["convex soft", "PGD"])
+    assert exact.shape == (3, 2)
+
+
 def test_missing_data_are_named(modules, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pima\.csv"):
         modules["_data"].PROBLEMS["pima"].load(tmp_path)

@@ -108,7 +108,10 @@ def cell(values, digits):
 
 
 def means(groups, key):
-    """Return data sets, methods and the means (data, method) where every method has a result."""
+    """Return data sets, methods and the means (data, method) where every method has a result.
+
+    They are those with the most means: a method on few of the data sets is left out, or these are.
+    """
     complete = {
         name: {
             method: np.mean([run[key] for run in runs if "error" not in run])
@@ -117,10 +120,12 @@ def means(groups, key):
         }
         for name, methods in groups.items()
     }
-    most = max((len(row) for row in complete.values()), default=0)
-    complete = {name: row for name, row in complete.items() if len(row) == most}
-    methods = list(next(iter(complete.values()), {}))
-    return list(complete), methods, np.array([[r[m] for m in methods] for r in complete.values()])
+    tables = [
+        (list(row), [name for name in complete if complete[name].keys() >= row.keys()])
+        for row in complete.values()
+    ]
+    methods, data = max(tables, key=lambda t: len(t[0]) * len(t[1]), default=([], []))
+    return data, methods, np.array([[complete[name][m] for m in methods] for name in data])
 
 
 def summary(groups):

@@ -62,7 +62,7 @@ class Blocks(NamedTuple):
     def each(self, function, *others) -> Blocks:
         """Apply a function to each block that is there, and to those of the others."""
         parts = zip(self, *others, strict=True)
-        return Blocks(*(None if part[0] is None else function(*part) for part in parts))
+        return Blocks._make(None if part[0] is None else function(*part) for part in parts)
 
 
 class Weights(NamedTuple):
