@@ -56,8 +56,9 @@ def test_admm_for_nominal_programs_where_it_is_compiled(monkeypatch):
     several = replace(program_of(50, 10, 200, 0.0), y=np.arange(50) % 3, n_outputs=3)
     assert isinstance(default_solver(several, tol=1e-2), ADMM)
     there = importlib.util.find_spec
-    without = lambda name: None if name == "numba" else there(name)  # noqa: E731
-    monkeypatch.setattr(importlib.util, "find_spec", without)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "numba" else there(name)
+    )
     assert isinstance(default_solver(program, tol=1e-2), InteriorPoint)
 
 

@@ -125,7 +125,7 @@ def _constrained(program) -> bool:
 
 
 def _falls_into_blocks(program) -> bool:
-    """Tell whether the systems of `InteriorPoint` do, or are those of few neurons."""
+    """Tell whether the systems of `InteriorPoint` fall into blocks, or are those of few neurons."""
     blocks = program.sets.radius == 0.0 or _constrained(program)
     return blocks and len(program.X) * program.n_outputs <= _DENSE
 

@@ -175,7 +175,6 @@ class _Run:
     def solve(self, tol=_ROUGH_TOL, max_iter=_ROUGH, stuck=_STUCK) -> bool:
         """Solve the restricted program from ``start``; return whether there is time for another."""
         before = self.best[0].objective
-        self.solved = self.program
         self._solve_by(self.options.solver or default_solver(self.program, tol, max_iter))
         if self.options.solver is None and self.found.status == "iteration limit":
             solver = dense_solver(self.program, tol) if self._open(self.found, stuck) else None
@@ -198,7 +197,8 @@ class _Run:
         with warnings.catch_warnings():
             # Only the last round has to converge; `finished` tells how it ended.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            self.found = solver.solve(self.program, self.start)
+            found = solver.solve(self.program, self.start)
+        self.found, self.solved = found, self.program  # together, whatever interrupts the solver
         self.history += [
             row._replace(n_iter=self.n_iter + row.n_iter, seconds=begun + row.seconds)
             for row in self.found.history
