@@ -51,15 +51,17 @@ def test_admm_for_nominal_programs_where_it_is_compiled(monkeypatch):
     program = program_of(50, 10, 20, 0.0)
     assert isinstance(default_solver(program, tol=1e-3), ADMM)
     assert isinstance(default_solver(program, tol=1e-4), InteriorPoint)
-    several = replace(program, y=np.arange(50) % 3, n_outputs=3)
-    assert isinstance(default_solver(several, tol=1e-2), InteriorPoint)  # 1200 unknowns
-    several = replace(program_of(50, 10, 200, 0.0), y=np.arange(50) % 3, n_outputs=3)
-    assert isinstance(default_solver(several, tol=1e-2), ADMM)
+    several = replace(program, y=np.arange(50) % 3, n_outputs=3)  # 1200 unknowns
+    many = replace(program_of(50, 10, 200, 0.0), y=np.arange(50) % 3, n_outputs=3)
+    for of_classes in (several, many):
+        assert isinstance(default_solver(of_classes, tol=1e-2), ADMM)
     there = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "numba" else there(name)
     )
-    assert isinstance(default_solver(program, tol=1e-2), InteriorPoint)
+    for small in (program, several):
+        assert isinstance(default_solver(small, tol=1e-2), InteriorPoint)
+    assert isinstance(default_solver(many, tol=1e-2), ADMM)
 
 
 def test_admm_for_small_ones_too_where_it_is_compiled(monkeypatch):

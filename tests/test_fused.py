@@ -12,7 +12,10 @@ from convexrobust import (
     ConvexProgram,
     GroupLasso,
     Hinge,
+    Logistic,
     LpBall,
+    Solution,
+    SquaredHinge,
     sample_patterns,
 )
 from convexrobust.solvers import ADMM, choice, fused
@@ -52,9 +55,9 @@ def arrays(splitting):
     return [a for a in (*blocks, *of_cones, splitting.a, weights) if a is not None]
 
 
-def assert_same_iterates(program, dtype="float64", rtol=1e-7):
+def assert_same_iterates(program, dtype="float64", rtol=1e-7, start=None):
     like = scalar_like(dtype, "cpu")
-    compiled, on_tensors = (_Splitting(program, like, None) for _ in range(2))
+    compiled, on_tensors = (_Splitting(program, like, start) for _ in range(2))
     assert compiled.fused is not None
     on_tensors.fused = None
     pairs = zip(arrays(iterated(compiled, 20)), arrays(iterated(on_tensors, 20)), strict=True)
@@ -76,6 +79,32 @@ def test_iterates_are_those_on_tensors(ball, formulation):
 @pytest.mark.parametrize("formulation", ["soft", "hard"])
 def test_for_every_loss(loss, formulation):
     assert_same_iterates(program_of(loss, formulation=formulation))
+
+
+@pytest.mark.parametrize("ball", [NOMINAL, ROBUST, BOUNDED], ids=["nominal", "shared", "boxes"])
+@pytest.mark.parametrize("formulation", ["soft", "one-sided", "hard"])
+def test_for_several_classes(ball, formulation):
+    program = program_of(ball=ball, formulation=formulation, n_classes=3)
+    V, W = np.random.default_rng(0).normal(size=(2, *program.shape))
+    assert_same_iterates(program, start=Solution(V, W, np.inf))  # away from ties of cut weights
+
+
+@pytest.mark.parametrize("loss", [SquaredHinge(), Logistic()], ids=name)
+@pytest.mark.parametrize("formulation", ["soft", "hard"])
+def test_for_every_loss_of_several_classes(loss, formulation):
+    weight = np.linspace(0.5, 2.0, 60)
+    weight[[3, 7]] = 0.0
+    options = {"n_classes": 5, "n": 60, "sample_weight": weight}
+    assert_same_iterates(program_of(loss, formulation=formulation, **options))
+
+
+def test_probabilities_that_fall_steeply_with_the_multipliers():
+    """Where many slacks are open the true class's probability falls by far more than e a step."""
+    X = np.random.default_rng(0).normal(size=(300, 11))
+    y, D = np.argmax(X[:, :5] + 0.6 * X[:, :5] ** 2, axis=1), sample_patterns(X, 60, random_state=0)
+    assert_same_iterates(
+        ConvexProgram(X, y, D, Logistic(), GroupLasso(1e-3), ROBUST, "soft", n_outputs=5)
+    )
 
 
 def test_with_weights_and_features_that_are_not_perturbed():
@@ -117,11 +146,10 @@ def test_a_start_is_taken_over(ball):
 @pytest.mark.parametrize(
     "program",
     [
-        program_of(n_classes=3),
         program_of(ball=LpBall(2, 0.1)),
         program_of(copy_of=np.arange(30) // 2),
     ],
-    ids=["classes", "l2", "copies"],
+    ids=["l2", "copies"],
 )
 def test_others_stay_on_tensors(program):
     assert kernels_for(program) is None

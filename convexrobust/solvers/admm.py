@@ -20,7 +20,7 @@ therefore be adapted block by block for nothing. An iteration costs matrix produ
 the number of rows.
 
 Below the iteration is written on tensors, for any program, device and precision. `FusedIteration`
-is the same one, compiled, for programs of one output on a CPU.
+is the same one, compiled, for perturbations in boxes on a CPU.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class ADMM:
     dominated by the copies, a few arrays of n x 2CP numbers and of n x Ed.
 
     On a CPU with few threads the element-wise part is compiled, where numba is installed, for
-    programs of one output (two classes, or a regression) with l-inf perturbations or none: up to
-    10 times as fast, the more the smaller the program. Compiling takes some seconds, once for each
+    l-inf perturbations or none: with one output up to 10 times as fast, with several up to 3, the
+    more the smaller the program. Compiling takes some seconds, once for each
     kind of loss and perturbations and each precision; it is kept on disk where that can be written.
     """
 

@@ -43,7 +43,7 @@ def default_solver(
     beyond that `ADMM`, or `ConicSolver` where torch is not installed. `ADMM` solves these too if
 
     - the program is soft, its gap may be 1e-2, and it has over 600 unknowns or numba compiles the
-      iteration, which it does for one output and l-inf perturbations;
+      iteration, which it does for l-inf perturbations;
     - the program is soft, nothing is perturbed, its gap may be 1e-3, and it has over 10 000
       unknowns or is compiled;
     - cones are constraints for boxes of 90 features or more (45 with bounds), as in pictures, and
@@ -89,11 +89,11 @@ def dense_solver(program: ConvexProgram, tol: float) -> InteriorPoint | None:
 def kernels_for(program: ConvexProgram):
     """Return the module of the compiled iteration of `ADMM`; None if it is not for the program.
 
-    It is for one output, and perturbations in boxes or none, where numba is there.
+    It is for perturbations in boxes or none, and rows that are samples of their own, where numba is
+    there.
     """
-    one_output = program.n_outputs == 1 and program.copy_of is None
     boxes = program.sets.radius == 0.0 or program.sets.p == np.inf
-    return _kernels() if one_output and boxes and _has("numba") else None
+    return _kernels() if boxes and program.copy_of is None and _has("numba") else None
 
 
 @lru_cache

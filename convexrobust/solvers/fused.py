@@ -26,10 +26,9 @@ def fused_iteration(splitting) -> FusedIteration | None:
 
 
 class FusedIteration:
-    """The iteration of a splitting with one output, unperturbed or perturbed in boxes.
+    """The iteration of a splitting, unperturbed or perturbed in boxes.
 
-    Arrays of weights have shape (2, d, P), V and W, and those of bounds (2, q, P). There is one
-    margin a sample, or the two of a residual, whose slopes differ in their sign.
+    Arrays of weights have shape (2, C, d, P), V and W, and those of bounds (2, C, q, P).
 
     The state has the names of `ADMM`: s in M, Z, A and ``gaps``, multipliers in a and b, products
     X'H and R'T in XH and RT, their adjoints of b in ``pulled`` and ``reached``, and proximal and
@@ -48,8 +47,8 @@ class FusedIteration:
         program, prox, cones = splitting.program, splitting.prox, splitting.cones
         squares = splitting.least_squares
         self.beta = float(program.regularizer.beta)
-        self.X = _array(splitting.X)
-        self.D = squares.directions[:, 0].numpy() * squares.D.numpy()  # slopes of first margins
+        self.X, self.D = _array(splitting.X), _array(squares.D)
+        self.directions = _array(squares.directions)
         self.rows, self.rows_vectors = squares.rows.numpy()[:, None], squares.rows_vectors.numpy()
         self.columns = squares.columns.numpy()
         self.columns_vectors = squares.columns_vectors.numpy()
@@ -57,45 +56,57 @@ class FusedIteration:
         self.radii = self.X[:0] if prox.reach is None else _array(prox.reach)
         self.offsets, self.unit = prox.offsets.numpy(), prox.unit
         one_margin = len(self.offsets) == 1
-        self.prox_of_loss = kernels.margin_prox if one_margin else kernels.residual_prox
+        self.prox_of_loss = kernels.margin_prox if one_margin else kernels.margins_prox
         of_samples = prox.balance.weight, prox.balance.cap, prox.balance.fall
         self.loss = float(program.loss.threshold), *(part.numpy() for part in of_samples)
         # Of the cone rows, those of V and then of W.
         self.opposite, self.gram = cones.opposite.numpy(), cones.gram.numpy()
-        self.sides = [(block.side, block.part, block.X.numpy()) for block in cones.blocks]
-        # Which row of the gaps a margin pays for, and which margin caps the multipliers of a row.
-        self.payers = cones.payers.numpy() if cones.soft else None
-        self.charged = np.empty((0, 0), np.intp)
-        if cones.soft:
-            self.charged = np.argsort(self.payers).reshape(self.offsets.shape)
-        self.no_caps = np.full(len(self.opposite), np.inf, self.X.dtype)
+        self.blocks = [((b.side, b.output), b.part, b.X.numpy()) for b in cones.blocks]
+        self._find_payers(cones)
         self.reach = _reach_of(splitting, kernels)
         self._allocate(splitting)
+
+    def _find_payers(self, cones):
+        """Find which margins cap the multipliers of a cone row, and which rows a margin pays for.
+
+        Rows that all margins of a sample share are the last.
+        """
+        self.soft, self.payers, self.sharers = cones.soft, None, None
+        self.charged, self.shared = np.empty((0, 0), np.intp), np.empty(0, np.intp)
+        self.caps = np.full(len(self.opposite), np.inf, self.X.dtype)
+        if not cones.soft:
+            return
+        self.payers, self.sharers = cones.payers.numpy(), cones.sharers.numpy()
+        self.charged = np.argsort(self.payers).reshape(self.offsets.shape)
+        self.shared = len(self.payers) + np.argsort(self.sharers)
 
     def _allocate(self, splitting):
         """Make room for what an iteration finds anew: tensors, and the same memory as arrays."""
         self.scratch = splitting.cones.buffer.numpy()
         state = splitting.state
         self.z, self.x = (state.each(_empty_like) for _ in range(2))
-        self.aim = np.empty(state.M.shape, self.X.dtype)
         self.pulled_adjoint = _empty_like(state.Z)
         self.reached_adjoint = None if state.A is None else _empty_like(state.A)
         self.z_M, self.z_Z, self.z_A = self._arrays(self.z)
         self.x_M, self.x_Z, self.x_A = self._arrays(self.x)
-        self.pulled = self.pulled_adjoint[:, 0].numpy()
+        self.pulled = self.pulled_adjoint.numpy()
         self.reached = self._bounds(self.reached_adjoint)
         self.right = np.empty_like(self.z_Z)
-        self.total, self.difference = np.empty_like(self.z_Z)
+        _, n_outputs, d, P = self.right.shape
+        self.of_slopes = np.empty((n_outputs, d, P), self.X.dtype)
+        self.total, self.difference = np.empty((2, d, n_outputs, P), self.X.dtype)
+        self.aim, self.outputs = np.empty((2, n_outputs, *self.X.shape), self.X.dtype)
 
     def _arrays(self, blocks):
-        """Return the arrays of a block, those of one output without its axis."""
-        return blocks.M.numpy(), blocks.Z[:, 0].numpy(), self._bounds(blocks.A)
+        """Return the arrays of a block."""
+        return blocks.M.numpy(), blocks.Z.numpy(), self._bounds(blocks.A)
 
     def _bounds(self, tensor):
-        """Return bounds as an array (2, q, P), without rows where there are none."""
+        """Return bounds as an array (2, C, q, P), without rows where there are none."""
+        n_outputs, P = self.directions.shape[2], self.D.shape[1]
         if tensor is None:
-            return np.empty((2, 0, self.D.shape[1]), self.X.dtype)
-        return tensor.view(2, self.reach.size, -1).numpy()
+            return np.empty((2, n_outputs, 0, P), self.X.dtype)
+        return tensor.view(2, n_outputs, self.reach.size, P).numpy()
 
     def advance(self, splitting, n_steps, relaxation):
         """Take steps of the iteration, leaving the splitting as its own would."""
@@ -116,10 +127,10 @@ class FusedIteration:
         self.rho_h, self.rho_t, self.kappa = cones.rho, cones.rho_reach, cones.kappa
         self.M, self.Z, self.A = self._arrays(state)
         self.a, self.gaps, self.b = splitting.a.numpy(), cones.gaps.numpy(), cones.b.numpy()
-        self.XH, self.RT = cones.XH[:, 0].numpy(), self._bounds(cones.RT)
+        self.XH, self.RT = cones.XH.numpy(), self._bounds(cones.RT)
         if reach is not None and reach.last is None:
-            reach.last = state.Z.new_zeros(2, 1, self.Z.shape[2])
-        self.last = (None, None) if reach is None else reach.last[:, 0].numpy()
+            reach.last = torch.zeros_like(state.Z[:, :, 0])
+        self.last = self.Z[:, :, 0] if reach is None else reach.last.numpy()
         diagonal = self.rho_h * self.rows + self.rho_z
         self.inverse = self.rows_vectors @ (self.rows_vectors.T / diagonal)
         self.inverse_rotated = 1.0 / (diagonal + 2.0 * self.rho_m * self.columns)
@@ -134,35 +145,42 @@ class FusedIteration:
 
     def _proximal_step(self):
         """Set the copies z and the multipliers to the proximal point of the state."""
+        slacks = self.gaps, self.charged, self.shared
         scales = self.rho_m, self.kappa, SMALLEST * self.unit, SETTLED * self.unit
         self.prox_of_loss(
-            self.M, self.X, self.radii, self.offsets, self.loss, self.gaps, self.charged, scales,
+            self.M, self.X, self.radii, self.offsets, self.directions, self.loss, slacks, scales,
             self.a, self.z_M, self.aim,
         )  # fmt: skip
-        caps = self.no_caps if self.payers is None else self.a.ravel()[self.payers]
-        self.kernels.settle(self.gaps, caps, self.opposite, self.kappa, self.b, self.scratch)
+        self._cap()
+        self.kernels.settle(self.gaps, self.caps, self.opposite, self.kappa, self.b, self.scratch)
         weights = self.beta, self.rho_z, self.rho_a
-        for side, part, X in self.sides:
-            np.matmul(X.T, self.scratch[part], out=self.pulled[side])
-            self.reach.adjoint(side, self.b[part], self.reached[side])
-            found = self.last[side], self.z_Z[side], self.z_A[side]
-            self.reach.prox(self.Z[side], self.A[side], weights, *found)
+        for k, (at, part, X) in enumerate(self.blocks):
+            np.matmul(X.T, self.scratch[part], out=self.pulled[at])
+            self.reach.adjoint(k, self.b[part], self.reached[at])
+            found = self.last[at], self.z_Z[at], self.z_A[at]
+            self.reach.prox(self.Z[at], self.A[at], weights, *found)
+
+    def _cap(self):
+        """Set the multipliers that cap those of the slacks."""
+        if self.soft:
+            n_own = len(self.payers)
+            np.take(self.a, self.payers, out=self.caps[:n_own])
+            np.take(self.a.sum(axis=0), self.sharers, out=self.caps[n_own:])
 
     def _linear_step(self):
-        """Set the weights x, and what they give, to those closest to 2 z - s."""
-        kernels, right = self.kernels, self.right
+        """Set the weights x, and what the outputs' slopes are, to those closest to 2 z - s."""
+        kernels, d = self.kernels, self.X.shape[1]
         weights = self.rho_h, 2.0, self.rho_z
-        kernels.right_side(self.XH, self.pulled, self.Z, self.z_Z, weights, right)
-        slopes = self.aim[0] if len(self.aim) == 1 else self.aim[0] - self.aim[1]
-        of_slopes = 2.0 * self.rho_m * (slopes.T @ self.D)
-        kernels.separate(right, of_slopes, self.total, self.difference)
-        total = self.inverse @ self.total
-        rotated = self.rows_vectors.T @ self.difference @ self.columns_vectors
+        kernels.right_side(self.XH, self.pulled, self.Z, self.z_Z, weights, self.right)
+        np.matmul(self.aim.transpose(0, 2, 1), self.D, out=self.of_slopes)
+        kernels.separate(self.right, self.of_slopes, 2.0 * self.rho_m, self.total, self.difference)
+        total = self.inverse @ self.total.reshape(d, -1)
+        rotated = self.rows_vectors.T @ self.difference.reshape(d, -1) @ self.columns_vectors
         rotated *= self.inverse_rotated
         difference = self.rows_vectors @ rotated @ self.columns_vectors.T
-        kernels.join(total, difference, self.x_Z)
-        np.matmul(self.D, difference.T, out=self.x_M[0])
-        np.negative(self.x_M[0], out=self.x_M[1:])
+        difference = difference.reshape(self.difference.shape)
+        kernels.join(total.reshape(self.total.shape), difference, self.x_Z)
+        np.matmul(self.D, difference.transpose(1, 2, 0), out=self.outputs)
         weights = self.rho_t, -2.0, self.rho_a
         kernels.right_side(self.RT, self.reached, self.A, self.z_A, weights, self.x_A)
         self.reach.divide(self.x_A, self.rho_t, self.rho_a)
@@ -170,15 +188,15 @@ class FusedIteration:
     def _move(self, relaxation):
         """Move the state towards x."""
         kernels = self.kernels
-        for side, part, X in self.sides:
-            np.matmul(X, self.x_Z[side], out=self.scratch[part])
+        for k, (at, part, X) in enumerate(self.blocks):
+            np.matmul(X, self.x_Z[at], out=self.scratch[part])
             rows = self.gaps[part], self.scratch[part], self.opposite[part]
-            reaches = self.reach.at_rows(side, self.x_A[side])
+            reaches = self.reach.at_rows(k, self.x_A[at])
             kernels.move_gaps(*rows, reaches, self.b[part], self.kappa, relaxation)
         XH, RT = self.gram @ self.x_Z, self.reach.gram(self.x_A)
         kernels.move_product(self.XH, XH, self.pulled, -1.0 / self.rho_h, relaxation)
         kernels.move_product(self.RT, RT, self.reached, 1.0 / self.rho_t, relaxation)
-        kernels.relax(self.M, self.x_M, self.z_M, relaxation)
+        kernels.move_slopes(self.M, self.outputs, self.directions, self.z_M, self.x_M, relaxation)
         kernels.relax(self.Z, self.x_Z, self.z_Z, relaxation)
         kernels.relax(self.A, self.x_A, self.z_A, relaxation)
 
@@ -196,12 +214,12 @@ class _NoReach:
         beta, rho_z, _ = weights
         self.kernels.shrink(Z, beta / rho_z, z_Z)
 
-    def at_rows(self, side, A):
-        """Return R A (m, P), or one row of it where all are alike."""
+    def at_rows(self, k, A):
+        """Return R A (m, P) of block k, or one row of it where all are alike."""
         return self.zero
 
-    def adjoint(self, side, b, out):
-        """Set ``out`` to R'b."""
+    def adjoint(self, k, b, out):
+        """Set ``out`` to R'b of block k."""
 
     def gram(self, A):
         """Return R'R A."""
@@ -224,12 +242,12 @@ class _SharedReach:
         """Take the joint step of weights Z and bounds A."""
         self.kernels.shared_prox(Z, A[0], self.axes, weights, last, z_Z, z_A[0])
 
-    def at_rows(self, side, A):
-        """Return R A (m, P), or one row of it where all are alike."""
+    def at_rows(self, k, A):
+        """Return R A (m, P) of block k, or one row of it where all are alike."""
         return A
 
-    def adjoint(self, side, b, out):
-        """Set ``out`` to R'b."""
+    def adjoint(self, k, b, out):
+        """Set ``out`` to R'b of block k."""
         np.matmul(self.ones[:, : len(b)], b, out=out)
 
     def gram(self, A):
@@ -253,13 +271,13 @@ class _BoxReach:
         """Take the joint step of weights Z and bounds A."""
         self.kernels.box_prox(Z, A, weights, NEWTON_STEPS, ROUNDING, last, z_Z, z_A)
 
-    def at_rows(self, side, A):
-        """Return R A (m, P), or one row of it where all are alike."""
-        return self.rows[side] @ A
+    def at_rows(self, k, A):
+        """Return R A (m, P) of block k, or one row of it where all are alike."""
+        return self.rows[k] @ A
 
-    def adjoint(self, side, b, out):
-        """Set ``out`` to R'b."""
-        np.matmul(self.rows[side].T, b, out=out)
+    def adjoint(self, k, b, out):
+        """Set ``out`` to R'b of block k."""
+        np.matmul(self.rows[k].T, b, out=out)
 
     def gram(self, A):
         """Return R'R A."""

@@ -1,7 +1,7 @@
 """The element-wise passes of an iteration of `ADMM`, compiled by numba (an optional dependency).
 
-Each does for one output, and arrays in memory, what the tensors of `ADMM` do in several passes; the
-formulas are explained there: `margin_prox`, `balance`, `cones`, `reach`, `kronecker`. They are for
+Each does for arrays in memory what the tensors of `ADMM` do in several passes; the formulas are
+explained there: `margin_prox`, `balance`, `cones`, `reach`, `kronecker`. They are for
 `FusedIteration`, which multiplies the matrices in between.
 """
 
@@ -22,16 +22,18 @@ def compiled(function):
 
 
 @compiled
-def margin_prox(M, X, radii, offsets, loss, gaps, charged, scales, a, z, aim):
+def margin_prox(M, X, radii, offsets, directions, loss, slacks, scales, a, z, aim):
     """Take the proximal step of one margin a sample: slopes M to z, multipliers ``a`` in place.
 
-    M, z and ``aim``, which becomes 2 z - M, have shape (1, n, d); offsets and a (1, n). ``radii``
-    are those of the boxes (1 or n, d), with no row where nothing is perturbed; ``loss`` is its
-    threshold, and the weight, cap and fall of each sample, as `Balance` has them; sample k pays for
-    the slacks in row charged[0, k] of the gaps (empty for cone constraints); ``scales`` are (rho,
-    kappa, the smallest a, a change that is none).
+    M and z have shape (1, n, d); ``aim`` (1, n, d) becomes what 2 z - M says of the output;
+    offsets and a are (1, n), ``directions`` (n, 1, 1). ``radii`` are those of the boxes (1 or n,
+    d), with no row where nothing is perturbed; ``loss`` is its threshold, and the weight, cap and
+    fall of each sample, as `Balance` has them; ``slacks`` are the gaps, and which of their rows
+    sample k pays for, charged[0, k] (empty for cone constraints); ``scales`` are (rho, kappa, the
+    smallest a, a change that is none).
     """
     (threshold, weight, cap, fall), (rho, kappa, smallest, settled) = loss, scales
+    gaps, charged, _ = slacks
     for k in range(len(X)):
         radius = radii[k if len(radii) > 1 else 0] if len(radii) else X[k, :0]
         paid = gaps[charged[0, k]] if len(charged) else gaps[0, :0]
@@ -48,42 +50,68 @@ def margin_prox(M, X, radii, offsets, loss, gaps, charged, scales, a, z, aim):
             if (found - old) * (first - old) < 0.0:
                 found = (first + old) / 2.0
         a[0, k] = found
-        _move_slope(M[0, k], X[k], radius, found / rho, z[0, k], aim[0, k])
+        aim[0, k] = 0.0
+        _move_slope(M[0, k], X[k], radius, found / rho, directions[k, 0], z[0, k], aim[:, k])
 
 
 @compiled
-def residual_prox(M, X, radii, offsets, loss, gaps, charged, scales, a, z, aim):
-    """Take the proximal step of the two margins of a residual; arguments as in `margin_prox`."""
-    (threshold, _, cap, fall), (rho, kappa, smallest, settled) = loss, scales
+def margins_prox(M, X, radii, offsets, directions, loss, slacks, scales, a, z, aim):
+    """Take the proximal step of E margins a sample; arguments as in `margin_prox`.
+
+    But M and z have shape (E, n, d), offsets and a (E, n), directions (n, E, C), and ``aim``
+    (C, n, d). A margin pays for the slacks in row charged[e, k], and all margins of a sample for
+    those in row shared[k] (empty where there are none).
+    """
+    (threshold, weight, cap, fall), (rho, kappa, smallest, settled) = loss, scales
+    gaps, charged, shared = slacks
+    n_margins = len(a)
+    constant, slope, found = np.empty(n_margins), np.empty(n_margins), np.empty(n_margins)
+    order = np.empty(n_margins, np.intp)
     for k in range(len(X)):
         radius = radii[k if len(radii) > 1 else 0] if len(radii) else X[k, :0]
-        paid = gaps[charged[0, k]] if len(charged) else gaps[0, :0]
-        paid_too = gaps[charged[1, k]] if len(charged) else gaps[0, :0]
+        all_pay = gaps[shared[k]] if len(shared) else gaps[0, :0]
         for _ in range(2):
-            old, old_too = a[0, k], a[1, k]
-            margin, slope = _margin(M[0, k], X[k], radius, paid, rho, kappa, smallest, old)
-            constant = margin + offsets[0, k] - slope * old
-            margin, other = _margin(M[1, k], X[k], radius, paid_too, rho, kappa, smallest, old_too)
-            constant_too = margin + offsets[1, k] - other * old_too
-            a[0, k], a[1, k] = _balance_two(
-                constant, slope, constant_too, other, threshold, cap[k], fall[k]
-            )
-            if max(abs(a[0, k] - old), abs(a[1, k] - old_too)) <= settled:
+            for e in range(n_margins):
+                old, paid = a[e, k], gaps[charged[e, k]] if len(charged) else gaps[0, :0]
+                margin, slope[e] = _margin(M[e, k], X[k], radius, paid, rho, kappa, smallest, old)
+                constant[e] = margin + offsets[e, k] - slope[e] * old
+            total = np.sum(a[:, k])
+            paid_by_all, n_slacks = _slacks(all_pay, kappa * total)
+            rise = kappa * n_slacks
+            drop = paid_by_all + rise * total  # the margins are less by drop - rise * their sum
+            if np.isnan(threshold):
+                _balance_softmax(constant, slope, drop, rise, weight[k], found)
+            else:
+                _balance_smallest(
+                    constant, slope, threshold + drop, cap[k], fall[k] + rise, order, found
+                )
+            change = 0.0
+            for e in range(n_margins):
+                change = max(change, abs(found[e] - a[e, k]))
+                a[e, k] = found[e]
+            if change <= settled:
                 break
-        for e in range(2):
-            _move_slope(M[e, k], X[k], radius, a[e, k] / rho, z[e, k], aim[e, k])
+        aim[:, k] = 0.0
+        for e in range(n_margins):
+            step = a[e, k] / rho
+            _move_slope(M[e, k], X[k], radius, step, directions[k, e], z[e, k], aim[:, k])
 
 
 @compiled
-def _move_slope(M, x, radius, step, z, aim):
-    """Move the slope of a margin by a step, less its projection on that times the box."""
+def _move_slope(M, x, radius, step, direction, z, aim):
+    """Move the slope of a margin by a step, less its projection on that times the box.
+
+    What 2 z - M says of the outputs is added to ``aim`` (C, d).
+    """
     for j in range(len(x)):
         z[j] = M[j] + step * x[j]
     for j in range(len(radius)):
         reach = step * radius[j]
         z[j] -= min(max(z[j], -reach), reach)
-    for j in range(len(x)):
-        aim[j] = 2.0 * z[j] - M[j]
+    for c in range(len(direction)):
+        if direction[c] != 0.0:
+            for j in range(len(x)):
+                aim[c, j] += direction[c] * (2.0 * z[j] - M[j])
 
 
 @compiled
@@ -94,11 +122,18 @@ def _margin(M, x, radius, paid, rho, kappa, smallest, a):
         margin, slope = _worst_margin(M, x, radius, step)
     else:
         margin, slope = _nominal_margin(M, x, a / rho)
-    slacks, n_slacks, allowed = 0.0, 0.0, kappa * a
-    for i in range(len(paid)):
-        slacks += max(paid[i] - allowed, 0.0)
-        n_slacks += 1.0 if paid[i] > allowed else 0.0
+    slacks, n_slacks = _slacks(paid, kappa * a)
     return margin - slacks, max(slope / rho + kappa * n_slacks, 1e-30)
+
+
+@compiled
+def _slacks(gaps, allowed):
+    """Return the sum of the slacks that gaps leave, and how many there are."""
+    slacks = n_slacks = 0.0
+    for i in range(len(gaps)):
+        slacks += max(gaps[i] - allowed, 0.0)
+        n_slacks += 1.0 if gaps[i] > allowed else 0.0
+    return slacks, n_slacks
 
 
 @compiled
@@ -139,19 +174,82 @@ def _balance(constant, slope, threshold, weight, cap, fall):
 
 
 @compiled
-def _balance_two(constant, slope, constant_too, slope_too, threshold, cap, fall):
-    """Return the two multipliers in balance with the loss of the smaller margin.
+def _balance_smallest(constant, slope, level, cap, fall, order, found):
+    """Set ``found`` to the multipliers in balance with the loss of the smallest margin.
 
-    Those that are not 0 lie on one level: that of the smaller margin, unless it passes the other.
+    Those that are not 0 lie on one level, that of the lowest margins that it passes; ``order`` is
+    room for the margins in rising order.
     """
-    first_is_lower = constant <= constant_too
-    c, g = (constant, slope) if first_is_lower else (constant_too, slope_too)
-    level = c + g * min(max((threshold - c) / (g + fall), 0.0), cap)
-    if level > max(constant, constant_too):
-        width = 1.0 / slope + 1.0 / slope_too
-        area = constant / slope + constant_too / slope_too
-        level = min((threshold + fall * area) / (1.0 + fall * width), (cap + area) / width)
-    return max((level - constant) / slope, 0.0), max((level - constant_too) / slope_too, 0.0)
+    for e in range(len(constant)):
+        at = e
+        while at > 0 and constant[order[at - 1]] > constant[e]:
+            order[at] = order[at - 1]
+            at -= 1
+        order[at] = e
+    width = area = of_loss = of_cap = 0.0
+    for at in range(len(constant)):
+        c, inverse = constant[order[at]], 1.0 / slope[order[at]]
+        width += inverse
+        area += c * inverse
+        with_all = (level + fall * area) / (1.0 + fall * width), (cap + area) / width
+        of_loss = with_all[0] if at == 0 or with_all[0] > c else of_loss
+        of_cap = with_all[1] if at == 0 or with_all[1] > c else of_cap
+    lowest = min(of_loss, of_cap)
+    for e in range(len(constant)):
+        found[e] = max((lowest - constant[e]) / slope[e], 0.0)
+
+
+@compiled
+def _balance_softmax(constant, slope, drop, rise, weight, found):
+    """Set ``found`` to the multipliers in balance with the cross-entropy; see `Balance`.
+
+    The unknown t is where 1 - A / weight is the probability of the true class. Newton's steps
+    stay inside an interval that shrinks.
+    """
+    if weight == 0.0:
+        found[:] = 0.0
+        return
+    largest = np.max(drop - constant)
+    total = 0.0
+    for e in range(len(constant)):
+        total += np.exp(drop - constant[e] - largest)
+    total = largest + np.log(total)
+    low = drop - rise * weight - (max(total, 0.0) + np.log1p(np.exp(-abs(total))))
+    high, t = drop, drop
+    for _ in range(60):
+        total = change = 0.0
+        for e in range(len(constant)):
+            y = _wright(np.log(slope[e] * weight) - constant[e] + t)
+            total += y / slope[e]
+            change += y / ((1.0 + y) * slope[e])
+        exponent = t - drop + rise * total
+        other = np.exp(exponent)
+        excess = total / weight + other - 1.0
+        if excess < 0.0:
+            low = t
+        else:
+            high = t
+        step = excess / (change / weight + other * (1.0 + rise * change))
+        if exponent > 1.0:  # far to the right: to where the true class has all
+            step = exponent / (1.0 + rise * change)
+        new = t - step
+        if not low <= new <= high:
+            new = (low + high) / 2.0
+        if abs(new - t) <= 1e-12 * (1.0 + abs(t)):
+            break
+        t = new
+    for e in range(len(constant)):
+        found[e] = _wright(np.log(slope[e] * weight) - constant[e] + t) / slope[e]
+
+
+@compiled
+def _wright(c):
+    """Return the y > 0 with y + log(y) = c (Newton's steps are monotone after the first)."""
+    y = c - np.log(c) if c > 1.0 else np.exp(c)
+    y = max(y, 1e-300)
+    for _ in range(4):
+        y = max(y * (1.0 + c - np.log(y)) / (1.0 + y), 1e-300)
+    return y
 
 
 @compiled
@@ -198,24 +296,50 @@ def right_side(product, pulled, state, z, weights, out):
 
 
 @compiled
-def separate(right, of_slopes, total, difference):
-    """Set the right-hand sides of V + W and of V - W (d, P), from those of V and W (2, d, P)."""
-    d, P = total.shape
+def separate(right, of_slopes, weight, total, difference):
+    """Set the right-hand sides of V + W and of V - W (d, C, P), from those of V and W (2, C, d, P).
+
+    ``of_slopes`` (C, d, P) is what the slopes say of V - W, with a weight.
+    """
+    d, n_outputs, P = total.shape
     for j in range(d):
-        for i in range(P):
-            v, w = right[0, j, i], right[1, j, i]
-            total[j, i] = v + w
-            difference[j, i] = v - w + of_slopes[j, i]
+        for c in range(n_outputs):
+            for i in range(P):
+                v, w = right[0, c, j, i], right[1, c, j, i]
+                total[j, c, i] = v + w
+                difference[j, c, i] = v - w + weight * of_slopes[c, j, i]
 
 
 @compiled
 def join(total, difference, out):
-    """Set V and W (2, d, P) from their sum and difference."""
-    d, P = total.shape
-    for j in range(d):
-        for i in range(P):
-            out[0, j, i] = (total[j, i] + difference[j, i]) / 2.0
-            out[1, j, i] = (total[j, i] - difference[j, i]) / 2.0
+    """Set V and W (2, C, d, P) from their sum and difference (d, C, P)."""
+    d, n_outputs, P = total.shape
+    for c in range(n_outputs):
+        for j in range(d):
+            for i in range(P):
+                out[0, c, j, i] = (total[j, c, i] + difference[j, c, i]) / 2.0
+                out[1, c, j, i] = (total[j, c, i] - difference[j, c, i]) / 2.0
+
+
+@compiled
+def move_slopes(M, outputs, directions, z, x, relaxation):
+    """Set the slopes x (E, n, d) from those of the outputs (C, n, d), and move the state M."""
+    n_margins, n, _ = M.shape
+    for e in range(n_margins):
+        for k in range(n):
+            new, first = x[e, k], True
+            for c in range(len(outputs)):
+                direction, of_output = directions[k, e, c], outputs[c, k]
+                if direction != 0.0 and first:
+                    for j in range(len(new)):
+                        new[j] = direction * of_output[j]
+                    first = False
+                elif direction != 0.0:
+                    for j in range(len(new)):
+                        new[j] += direction * of_output[j]
+            old, copy = M[e, k], z[e, k]
+            for j in range(len(new)):
+                old[j] += relaxation * (new[j] - copy[j])
 
 
 @compiled

@@ -26,7 +26,8 @@ from convexrobust.threads import threads_for
 
 NOT_REFUTED = "all patterns, not refuted"
 _ROUGH_TOL = 1e-2  # relative gap at which a round ends
-_ROUGH, _FINAL = 150, 1500  # iterations of ADMM in a round, and at the end
+# Iterations of ADMM in a round, and at the end; of several classes the bound rises later.
+_ROUGH, _FINAL, _FINAL_SEVERAL = 150, 1500, 3000
 _STUCK = 0.2  # gap after those of a round, as `WorkingSet.tol`: on standardised data it is smaller
 _LARGE, _FINAL_LARGE = 5e8, 400  # entries n d P from which these have to do at the end
 _SEED_ROWS = 4000  # rows that the first network is trained on, at most
@@ -239,7 +240,8 @@ class _Run:
         if self._open(self.found) and not self.interrupted:
             tol = self.options.tol * self.scale / max(self.best[0].objective, _TINY)
             entries = self.program.D.size * self.program.X.shape[1]
-            max_iter = _FINAL if entries < _LARGE else _FINAL_LARGE
+            max_iter = _FINAL if self.program.n_outputs == 1 else _FINAL_SEVERAL
+            max_iter = max_iter if entries < _LARGE else _FINAL_LARGE
             self.solve(tol, max_iter, stuck=self.options.tol)
 
     def finished(self) -> Solution:
