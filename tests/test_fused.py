@@ -55,6 +55,12 @@ def arrays(splitting):
     return [a for a in (*blocks, *of_cones, splitting.a, weights) if a is not None]
 
 
+def away_from_ties(program):
+    """Return a start: near 0 cut weights of boxes tie with others, and rounding chooses."""
+    V, W = np.random.default_rng(0).normal(size=(2, *program.shape))
+    return Solution(V, W, np.inf)
+
+
 def assert_same_iterates(program, dtype="float64", rtol=1e-7, start=None):
     like = scalar_like(dtype, "cpu")
     compiled, on_tensors = (_Splitting(program, like, start) for _ in range(2))
@@ -70,9 +76,8 @@ def assert_same_iterates(program, dtype="float64", rtol=1e-7, start=None):
 @pytest.mark.parametrize("ball", [NOMINAL, ROBUST, BOUNDED], ids=["nominal", "shared", "boxes"])
 @pytest.mark.parametrize("formulation", ["soft", "one-sided", "hard"])
 def test_iterates_are_those_on_tensors(ball, formulation):
-    # At the first steps of boxes cut weights tie with others, and rounding chooses between them.
-    rtol = 1e-5 if ball is BOUNDED else 1e-7
-    assert_same_iterates(program_of(ball=ball, formulation=formulation), rtol=rtol)
+    program = program_of(ball=ball, formulation=formulation)
+    assert_same_iterates(program, start=away_from_ties(program))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=name)
@@ -85,8 +90,7 @@ def test_for_every_loss(loss, formulation):
 @pytest.mark.parametrize("formulation", ["soft", "one-sided", "hard"])
 def test_for_several_classes(ball, formulation):
     program = program_of(ball=ball, formulation=formulation, n_classes=3)
-    V, W = np.random.default_rng(0).normal(size=(2, *program.shape))
-    assert_same_iterates(program, start=Solution(V, W, np.inf))  # away from ties of cut weights
+    assert_same_iterates(program, start=away_from_ties(program))
 
 
 @pytest.mark.parametrize("loss", [SquaredHinge(), Logistic()], ids=name)
@@ -105,6 +109,19 @@ def test_probabilities_that_fall_steeply_with_the_multipliers():
     assert_same_iterates(
         ConvexProgram(X, y, D, Logistic(), GroupLasso(1e-3), ROBUST, "soft", n_outputs=5)
     )
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("ball", [NOMINAL, ROBUST, LpBall(np.inf, 0.1, (-3.0, 3.0))], ids=repr)
+def test_with_more_features_than_rows(ball, n_classes):
+    rng = np.random.default_rng(0)
+    X, y = np.clip(rng.normal(size=(12, 40)), -3.0, 3.0), np.arange(12) % n_classes
+    program = ConvexProgram(
+        *(X, y if n_classes > 2 else 2 * y - 1, sample_patterns(X, 8, random_state=0), Hinge()),
+        *(GroupLasso(0.02), ball, "soft"),
+        n_outputs=n_classes if n_classes > 2 else 1,
+    )
+    assert_same_iterates(program, start=away_from_ties(program))
 
 
 def test_with_weights_and_features_that_are_not_perturbed():

@@ -36,6 +36,7 @@ from convexrobust.duality import Multipliers, repaired
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.solvers.cones import ConeCopies
 from convexrobust.solvers.fused import fused_iteration
+from convexrobust.solvers.gram import Gram
 from convexrobust.solvers.kronecker import KroneckerLeastSquares
 from convexrobust.solvers.margin_prox import MarginProx
 from convexrobust.solvers.monitor import Monitor
@@ -174,7 +175,8 @@ class _Splitting:
         self.X = xp.constant(program.sets.center, like)
         directions = xp.constant(program.margin_map.directions, like)
         D = xp.constant(program.D, like)
-        self.least_squares = KroneckerLeastSquares(self.X, D, directions)
+        gram = Gram.of(self.X)
+        self.least_squares = KroneckerLeastSquares(gram, D, directions)
         self.prox = MarginProx(program, like)
         self.reach = _reach_of(program.sets, like)
         weights = _FIRST_WEIGHTS
@@ -182,7 +184,7 @@ class _Splitting:
             weights = start.state
         m, z, a, *of_cones = (weight / n for weight in weights)
         self.rho = Blocks(m, z, a)
-        self.cones = ConeCopies(program, self.X, self.reach, *of_cones)
+        self.cones = ConeCopies(program, self.X, gram, self.reach, *of_cones)
         U = torch.zeros(2, *program.shape, dtype=like.dtype, device=like.device)
         if start is not None and start.V.shape == program.shape:
             U = xp.constant(np.stack([start.V, start.W]), like)

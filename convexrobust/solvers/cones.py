@@ -58,16 +58,18 @@ class ConeCopies:
         Data, patterns, formulation.
     X : Tensor of shape (n, d)
         Centres of the perturbation sets.
+    gram : Gram
+        X'X.
     reach : SharedReach or BoxReach, optional
         The reaches; None without perturbations.
     rho, rho_reach : float
         First weights of the pre-activations and of the reaches.
     """
 
-    def __init__(self, program, X, reach, rho, rho_reach):
+    def __init__(self, program, X, gram, reach, rho, rho_reach):
         self.reach, self.soft = reach, program.formulation == "soft"
         self.rho, self.rho_reach = rho, rho_reach
-        self.X, self.gram = X, X.T @ X
+        self.gram = gram
         self.blocks = _blocks(program, X)
         if reach is not None:
             self.reaches = [reach.of_rows(block.rows) for block in self.blocks]
@@ -109,7 +111,7 @@ class ConeCopies:
             self.b = torch.cat(b)
         self.gaps = self._gaps(U, A) + self.kappa * self.b
         pulled, reached = self._products(U, A)
-        self.XH = self.gram @ U - pulled / self.rho
+        self.XH = self.gram.product(U) - pulled / self.rho
         self.RT = None if A is None else self.reach.gram(A) + reached / self.rho_reach
 
     def _gaps(self, U, A):
@@ -187,7 +189,9 @@ class ConeCopies:
         """Move the state towards the new weights."""
         gaps = self._gaps(U, A)
         self.gaps.lerp_(gaps.add_(self.b, alpha=self.kappa), relaxation)
-        self.XH.lerp_(torch.sub(self.gram @ U, self.pulled, alpha=1.0 / self.rho), relaxation)
+        self.XH.lerp_(
+            torch.sub(self.gram.product(U), self.pulled, alpha=1.0 / self.rho), relaxation
+        )
         if self.reach is not None:
             reached = torch.add(self.reach.gram(A), self.reached, alpha=1.0 / self.rho_reach)
             self.RT.lerp_(reached, relaxation)

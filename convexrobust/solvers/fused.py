@@ -49,9 +49,7 @@ class FusedIteration:
         self.beta = float(program.regularizer.beta)
         self.X, self.D = _array(splitting.X), _array(squares.D)
         self.directions = _array(squares.directions)
-        self.rows, self.rows_vectors = squares.rows.numpy()[:, None], squares.rows_vectors.numpy()
-        self.columns = squares.columns.numpy()
-        self.columns_vectors = squares.columns_vectors.numpy()
+        self.gram, self.columns_vectors = squares.gram.numpy(), squares.columns_vectors.numpy()
         # Of the margins: radii of the boxes, and what their step takes of the loss.
         self.radii = self.X[:0] if prox.reach is None else _array(prox.reach)
         self.offsets, self.unit = prox.offsets.numpy(), prox.unit
@@ -60,7 +58,7 @@ class FusedIteration:
         of_samples = prox.balance.weight, prox.balance.cap, prox.balance.fall
         self.loss = float(program.loss.threshold), *(part.numpy() for part in of_samples)
         # Of the cone rows, those of V and then of W.
-        self.opposite, self.gram = cones.opposite.numpy(), cones.gram.numpy()
+        self.opposite = cones.opposite.numpy()
         self.blocks = [((b.side, b.output), b.part, b.X.numpy()) for b in cones.blocks]
         self._find_payers(cones)
         self.reach = _reach_of(splitting, kernels)
@@ -94,7 +92,9 @@ class FusedIteration:
         self.right = np.empty_like(self.z_Z)
         _, n_outputs, d, P = self.right.shape
         self.of_slopes = np.empty((n_outputs, d, P), self.X.dtype)
-        self.total, self.difference = np.empty((2, d, n_outputs, P), self.X.dtype)
+        self.both = np.empty((2, d, n_outputs * P), self.X.dtype)  # V + W, and V - W rotated
+        self.total = self.both[0].reshape(d, n_outputs, P)
+        self.difference = np.empty((d, n_outputs, P), self.X.dtype)
         self.aim, self.outputs = np.empty((2, n_outputs, *self.X.shape), self.X.dtype)
 
     def _arrays(self, blocks):
@@ -131,9 +131,9 @@ class FusedIteration:
         if reach is not None and reach.last is None:
             reach.last = torch.zeros_like(state.Z[:, :, 0])
         self.last = self.Z[:, :, 0] if reach is None else reach.last.numpy()
-        diagonal = self.rho_h * self.rows + self.rho_z
-        self.inverse = self.rows_vectors @ (self.rows_vectors.T / diagonal)
-        self.inverse_rotated = 1.0 / (diagonal + 2.0 * self.rho_m * self.columns)
+        shifts = splitting.least_squares.shifts(self.rho_m, self.rho_z).numpy()
+        self.inverse = self.gram.inverse(self.rho_h, shifts)
+        self.reach.take_over(self.rho_t, self.rho_a)
 
     def _hand_back(self, splitting):
         """Show what the last iteration found; the state is where it was."""
@@ -174,16 +174,14 @@ class FusedIteration:
         kernels.right_side(self.XH, self.pulled, self.Z, self.z_Z, weights, self.right)
         np.matmul(self.aim.transpose(0, 2, 1), self.D, out=self.of_slopes)
         kernels.separate(self.right, self.of_slopes, 2.0 * self.rho_m, self.total, self.difference)
-        total = self.inverse @ self.total.reshape(d, -1)
-        rotated = self.rows_vectors.T @ self.difference.reshape(d, -1) @ self.columns_vectors
-        rotated *= self.inverse_rotated
-        difference = self.rows_vectors @ rotated @ self.columns_vectors.T
-        difference = difference.reshape(self.difference.shape)
+        np.matmul(self.difference.reshape(d, -1), self.columns_vectors, out=self.both[1])
+        total, rotated = self.gram.solve(self.inverse, self.both)
+        difference = (rotated @ self.columns_vectors.T).reshape(self.difference.shape)
         kernels.join(total.reshape(self.total.shape), difference, self.x_Z)
         np.matmul(self.D, difference.transpose(1, 2, 0), out=self.outputs)
         weights = self.rho_t, -2.0, self.rho_a
         kernels.right_side(self.RT, self.reached, self.A, self.z_A, weights, self.x_A)
-        self.reach.divide(self.x_A, self.rho_t, self.rho_a)
+        self.reach.divide(self.x_A)
 
     def _move(self, relaxation):
         """Move the state towards x."""
@@ -193,7 +191,7 @@ class FusedIteration:
             rows = self.gaps[part], self.scratch[part], self.opposite[part]
             reaches = self.reach.at_rows(k, self.x_A[at])
             kernels.move_gaps(*rows, reaches, self.b[part], self.kappa, relaxation)
-        XH, RT = self.gram @ self.x_Z, self.reach.gram(self.x_A)
+        XH, RT = self.gram.product(self.x_Z), self.reach.gram(self.x_A)
         kernels.move_product(self.XH, XH, self.pulled, -1.0 / self.rho_h, relaxation)
         kernels.move_product(self.RT, RT, self.reached, 1.0 / self.rho_t, relaxation)
         kernels.move_slopes(self.M, self.outputs, self.directions, self.z_M, self.x_M, relaxation)
@@ -225,7 +223,10 @@ class _NoReach:
         """Return R'R A."""
         return A
 
-    def divide(self, A, rho_t, rho_a):
+    def take_over(self, rho_t, rho_a):
+        """Take in the weights."""
+
+    def divide(self, A):
         """Divide by rho_t R'R + rho_a, in place."""
 
 
@@ -254,9 +255,13 @@ class _SharedReach:
         """Return R'R A."""
         return self.n * A
 
-    def divide(self, A, rho_t, rho_a):
+    def take_over(self, rho_t, rho_a):
+        """Take in the weights."""
+        self.divisor = rho_t * self.n + rho_a
+
+    def divide(self, A):
         """Divide by rho_t R'R + rho_a, in place."""
-        A /= rho_t * self.n + rho_a
+        A /= self.divisor
 
 
 class _BoxReach:
@@ -264,7 +269,7 @@ class _BoxReach:
 
     def __init__(self, reach, cones, kernels):
         self.kernels, self.size = kernels, reach.R.shape[1]
-        self.values, self.vectors = reach.values.numpy()[:, None], reach.vectors.numpy()
+        self.of_boxes = reach.of_boxes.numpy()
         self.rows = [boxes.R.numpy() for boxes in cones.reaches]
 
     def prox(self, Z, A, weights, last, z_Z, z_A):
@@ -281,11 +286,15 @@ class _BoxReach:
 
     def gram(self, A):
         """Return R'R A."""
-        return self.vectors @ (self.values * (self.vectors.T @ A))
+        return self.of_boxes.product(A)
 
-    def divide(self, A, rho_t, rho_a):
+    def take_over(self, rho_t, rho_a):
+        """Take in the weights."""
+        self.inverse = self.of_boxes.inverse(rho_t, rho_a)
+
+    def divide(self, A):
         """Divide by rho_t R'R + rho_a, in place."""
-        A[:] = self.vectors @ ((self.vectors.T @ A) / (rho_t * self.values + rho_a))
+        A[:] = self.of_boxes.solve(self.inverse, A)
 
 
 def _reach_of(splitting, kernels):

@@ -10,12 +10,15 @@ Minimises over V_c, W_c (d x P), with :math:`\Delta = V - W` and u over all of t
 
 The normal operator of V + W is :math:`\rho_h X'X + \rho_z I`, that of :math:`\Delta` has
 :math:`2 \rho_m G` on the other side, G (CP x CP) the Gram matrix of the patterns weighted by the
-margins. With the eigenvectors of X'X and of G both are diagonal, whatever the weights.
+margins. With the eigenvectors of X'X and of G both are diagonal, whatever the weights; with few
+rows `Gram` keeps to their span.
 """
 
 from __future__ import annotations
 
 import torch
+
+from convexrobust.solvers.gram import Gram
 
 
 class KroneckerLeastSquares:
@@ -23,20 +26,20 @@ class KroneckerLeastSquares:
 
     Parameters
     ----------
-    X : Tensor of shape (n, d)
-        Data.
+    gram : Gram
+        X'X of the data.
     D : Tensor of shape (n, P)
         Patterns, 0/1.
     directions : Tensor of shape (n, E, C)
         How the margins depend on the outputs, T.
     """
 
-    def __init__(self, X, D, directions):
-        self.D, self.directions = D, directions
+    def __init__(self, gram: Gram, D, directions):
+        self.gram, self.D, self.directions = gram, D, directions
         self.n_outputs, self.P = directions.shape[2], D.shape[1]
         self.trivial = self.n_outputs == 1
-        self.rows, self.rows_vectors = _eigen(X.T @ X)
-        self.columns, self.columns_vectors = _eigen(self._pattern_gram())
+        columns, vectors = torch.linalg.eigh(self._pattern_gram().double())
+        self.columns, self.columns_vectors = columns.clamp_min(0.0).to(D.dtype), vectors.to(D.dtype)
 
     def _pattern_gram(self):
         """Return G, block (c, c') being D' diag_k(sum_e T_kec T_kec') D."""
@@ -70,13 +73,16 @@ class KroneckerLeastSquares:
         rho_m, rho_h, rho_z = rho
         shared = rho_m * self.slopes_adjoint(M)
         own = rho_h * XH + rho_z * Z
-        diagonal = rho_h * self.rows[:, None] + rho_z
-        total = self.rows_vectors @ ((self.rows_vectors.T @ (own[0] + own[1])) / diagonal)
-        right = self._flat(own[0] - own[1] + 2.0 * shared)
-        rotated = self.rows_vectors.T @ right @ self.columns_vectors
-        rotated = rotated / (diagonal + 2.0 * rho_m * self.columns)
-        difference = self._outputs(self.rows_vectors @ rotated @ self.columns_vectors.T)
+        rotated = self._flat(own[0] - own[1] + 2.0 * shared) @ self.columns_vectors
+        both = torch.stack([self._flat(own[0] + own[1]), rotated])
+        both = self.gram.solve(self.gram.inverse(rho_h, self.shifts(rho_m, rho_z)), both)
+        total, difference = self._outputs(both[0]), self._outputs(both[1] @ self.columns_vectors.T)
         return torch.stack([total + difference, total - difference]) / 2.0
+
+    def shifts(self, rho_m, rho_z):
+        """Return what is added to rho_h X'X (2, 1, C P): of V + W, and of V - W rotated."""
+        of_difference = rho_z + 2.0 * rho_m * self.columns
+        return torch.stack([torch.full_like(of_difference, rho_z), of_difference])[:, None]
 
     def _flat(self, A):
         """Bring (C, d, P) into (d, C P)."""
@@ -87,9 +93,3 @@ class KroneckerLeastSquares:
         if self.trivial:
             return A[None]
         return A.reshape(A.shape[0], self.n_outputs, self.P).permute(1, 0, 2)
-
-
-def _eigen(gram):
-    """Return eigenvalues (at least 0) and eigenvectors of a Gram matrix, computed in float64."""
-    values, vectors = torch.linalg.eigh(gram.double())
-    return values.clamp_min(0.0).to(gram.dtype), vectors.to(gram.dtype)

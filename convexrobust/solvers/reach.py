@@ -19,6 +19,7 @@ import torch
 
 from convexrobust.backends import torch as xp
 from convexrobust.perturbations import DUAL_NORM, project_rows
+from convexrobust.solvers.gram import Gram
 
 NEWTON_STEPS = 3
 ROUNDING = 1e-6  # relative error of an equation that is solved: a step may then be 0
@@ -111,8 +112,7 @@ class BoxReach:
 
     def __init__(self, sets, like):
         self.R = xp.constant(sets.radius * sets.weights, like)
-        values, vectors = torch.linalg.eigh((self.R.T @ self.R).double())
-        self.values, self.vectors = values.clamp_min(0.0).to(like.dtype), vectors.to(like.dtype)
+        self.of_boxes = Gram.of(self.R)
         self.last = None  # factors (2, C, P) that the last step ended with
 
     def of(self, U):
@@ -125,12 +125,11 @@ class BoxReach:
 
     def gram(self, A):
         """Return R'R A."""
-        return self.vectors @ (self.values[:, None] * (self.vectors.T @ A))
+        return self.of_boxes.product(A)
 
     def solve(self, rho_t, RT, rho_a, A):
         """Return the A closest to the targets T, given as R'T, and A."""
-        right = self.vectors.T @ (rho_t * RT + rho_a * A)
-        return self.vectors @ (right / (rho_t * self.values + rho_a)[:, None])
+        return self.of_boxes.solve(self.of_boxes.inverse(rho_t, rho_a), rho_t * RT + rho_a * A)
 
     def prox(self, Z, rho_z, A, rho_a, beta):
         r"""Return the joint proximal point of Z and A, both (2, C, d, P).

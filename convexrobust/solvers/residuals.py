@@ -141,6 +141,17 @@ def sides_of(program, point) -> Iterator[Side]:
             yield Side(c, sign, rows, cap, sign * pull)
 
 
+def _regularised(M, r) -> np.ndarray:
+    r"""Return :math:`M (M'M + \epsilon I)^{-1} r` for M (..., m, d), by the smaller Gram matrix."""
+    few_rows, transposed = M.shape[1] < M.shape[2], np.swapaxes(M, 1, 2)
+    normal = M @ transposed if few_rows else transposed @ M
+    ridge = 1e-10 * np.trace(normal, axis1=1, axis2=2) + 1e-150
+    normal += ridge[:, None, None] * np.eye(normal.shape[1])
+    if few_rows:
+        return np.linalg.solve(normal, M @ r)
+    return M @ np.linalg.solve(normal, r)
+
+
 def sets_of_rows(sets, rows) -> Neighbourhoods:
     """Return the sets of some rows, in the order of the rows."""
     weights = sets.weights if len(sets.weights) == 1 else sets.weights[rows]
@@ -158,7 +169,9 @@ def _step_sizes(sets) -> tuple[np.ndarray, np.ndarray]:
     size = np.sqrt(np.sum(sets.center**2, axis=1) + reach**2)
     size = np.where(size > 0.0, size, 1.0)
     unit = sets.center / size[:, None]
-    root = np.sqrt(np.linalg.eigvalsh(unit.T @ unit)[-1]) + np.linalg.norm(reach / size)
+    gram = unit @ unit.T if len(unit) < unit.shape[1] else unit.T @ unit
+    largest = np.linalg.eigvalsh(gram).max(initial=0.0)
+    root = np.sqrt(largest) + np.linalg.norm(reach / size)
     return size[:, None], 1.0 / (max(root, 1e-150) * size[:, None]) ** 2
 
 
@@ -223,10 +236,7 @@ class Neurons:
             held = self.G - X.T @ (self.S * b) - R
             rows = rows + (held / np.where(amount > 0.0, amount, np.inf)).T[:, None, :]
         rows *= (free / self.size).T[:, :, None] * (R != 0.0).T[:, None, :]
-        normal = np.swapaxes(rows, 1, 2) @ rows
-        ridge = 1e-10 * np.trace(normal, axis1=1, axis2=2) + 1e-150
-        normal += ridge[:, None, None] * np.eye(len(R))
-        return (rows @ np.linalg.solve(normal, R.T[:, :, None]))[:, :, 0].T / self.size
+        return _regularised(rows, R.T[:, :, None])[:, :, 0].T / self.size
 
 
 def fitted(neurons, b, matters: Callable, n_iter, at_once) -> Fit:
