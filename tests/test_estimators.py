@@ -441,6 +441,12 @@ class TestFormulations:
         assert model.n_iter_ == 1
         assert model.lower_bound_ <= model.objective_
 
+    @pytest.mark.parametrize("formulation", ["soft", "hard"])
+    def test_exchange_is_no_solver_of_other_formulations(self, cancer, formulation):
+        model = ConvexRobustClassifier(formulation=formulation, solver=Exchange())
+        with pytest.raises(ValueError, match="set formulation='exchange'"):
+            model.fit(*cancer[:2])
+
     def test_unknown_formulation_is_refused(self, cancer):
         with pytest.raises(ValueError, match="formulation must be one of"):
             ConvexRobustClassifier(formulation="firm").fit(*cancer[:2])

@@ -99,6 +99,11 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
             raise ValueError(
                 f"formulation must be one of {FORMULATIONS}, got {self.formulation!r}."
             )
+        if isinstance(self.solver, Exchange) and self.formulation != "exchange":
+            raise ValueError(
+                f"solver is an Exchange, which does not solve the {self.formulation} program: set "
+                "formulation='exchange', or name another solver."
+            )
         if self.patterns is None or isinstance(self.patterns, str):
             # A matrix of patterns belongs to the rows as they are; anything else is free to merge.
             rows, weight = _distinct_rows(X, y, weight)
