@@ -18,7 +18,7 @@ from convexrobust import (
     SquaredHinge,
     sample_patterns,
 )
-from convexrobust.solvers import ADMM, choice, fused
+from convexrobust.solvers import ADMM, InteriorPoint, choice, fused
 from convexrobust.solvers.admm import _Splitting
 from convexrobust.solvers.choice import kernels_for
 from convexrobust.solvers.tensors import scalar_like
@@ -91,6 +91,36 @@ def test_for_every_loss(loss, formulation):
 def test_for_several_classes(ball, formulation):
     program = program_of(ball=ball, formulation=formulation, n_classes=3)
     assert_same_iterates(program, start=away_from_ties(program))
+
+
+@pytest.mark.parametrize("loss", [Hinge(), Logistic()], ids=name)
+@pytest.mark.parametrize("formulation", ["soft", "hard"])
+def test_two_classes_with_an_output_each(loss, formulation):
+    """There is one margin for the two outputs."""
+    program = program_of(loss, formulation=formulation)
+    program = replace(program, y=(program.y > 0).astype(int), n_outputs=2)
+    assert_same_iterates(program)
+    found, exact = ADMM(1e-3, 5000).solve(program), InteriorPoint(1e-6).solve(program)
+    assert found.status == "optimal"
+    assert found.objective == pytest.approx(exact.objective, rel=2e-3)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.task == "regression"], ids=name)
+@pytest.mark.parametrize("formulation", ["soft", "hard"])
+def test_margins_that_no_multiplier_moves(loss, formulation, compiled, monkeypatch):
+    """Without intercept those of rows that are 0, or whose boxes hold 0."""
+    if not compiled:
+        monkeypatch.setattr(fused, "kernels_for", lambda program: None)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 2))
+    X[5] = 0.0
+    y = np.abs(X[:, 0]) + 0.3 * X[:, 1] + 0.1 * rng.normal(size=200) + 0.5
+    D, ball = sample_patterns(X, 8, random_state=0), LpBall(np.inf, 0.3)
+    program = ConvexProgram(X, y, D, loss, GroupLasso(0.01), ball, formulation, intercept=False)
+    found, exact = ADMM(1e-2, 5000).solve(program), InteriorPoint(1e-6).solve(program)
+    assert found.status == "optimal"
+    assert found.objective == pytest.approx(exact.objective, rel=2e-2)
 
 
 @pytest.mark.parametrize("loss", [SquaredHinge(), Logistic()], ids=name)

@@ -32,6 +32,27 @@ def test_products_and_inverses_are_those_of_the_matrix(n, d, rank, arrays):
         np.testing.assert_allclose(0.5 * (dense @ found) + shifts * found, A, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [1, 4, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_shift_for_each_column_of_each_matrix(n, dtype):
+    X = data(n, 20, min(n, 20)).to(dtype)
+    X[:, 3] = 0.0  # a feature that says nothing
+    A = torch.linspace(-1.0, 1.0, 2 * 20 * 3, dtype=dtype).reshape(2, 20, 3)
+    shift = torch.tensor([[[0.1, 0.1, 0.1]], [[0.2, 1.0, 5.0]]], dtype=dtype)
+    gram = Gram.of(X)
+    found = gram.solve(gram.inverse(2.0, shift), A)
+    assert found.dtype == dtype
+    error = 2.0 * (X.T @ (X @ found)) + shift * found - A
+    assert float(error.abs().max()) < (1e-10 if dtype == torch.float64 else 1e-3)
+
+
+@pytest.mark.parametrize("shape", [(3, 20), (20, 3)])
+def test_of_zeros(shape):
+    gram, A = Gram.of(torch.zeros(shape)), torch.ones(shape[1], 2)
+    assert torch.equal(gram.solve(gram.inverse(3.0, 0.5), A), 2.0 * A)
+    assert torch.equal(gram.product(A), 0.0 * A)
+
+
 @pytest.mark.parametrize("ball", [LpBall(2, 0.1), LpBall(np.inf, 0.1, (-1.0, 1.0))], ids=repr)
 def test_programs_with_more_features_than_rows_are_solved(ball):
     rng = np.random.default_rng(0)

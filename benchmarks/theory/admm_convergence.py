@@ -26,7 +26,7 @@ oscillate, the error at t is the largest from t on. The claim is asymptotic, tha
 part, once the active neurons and cone rows no longer change: the fit is over the last four decades.
 
 An iteration of the package multiplies matrices and works entry by entry, nothing else. Its matrix
-products take, without perturbations and for one output,
+products take, without perturbations, for one output and N >= 0.6 d (with fewer rows, less),
 
     12 NdP + 12 d^2 P + 4 dP^2   operations,
 
@@ -337,7 +337,8 @@ def exact_count(counts):
     dense = 2 * (2 * d * n_patterns) ** 2
     return Finding(
         "The matrix products of an iteration of the package take 12 NdP + 12 d^2 P + 4 dP^2 "
-        "operations: linear in N, at most quadratic in d and in P.",
+        "operations where N >= 0.6 d, and less with fewer rows: linear in N, at most quadratic in "
+        "d and in P.",
         f"nominal, one output; (N, d, P) in {[size for size, _, _ in counts]}; counted by torch on "
         "the iteration as written on tensors, difference of 2 iterations and 1; equality",
         f"largest relative difference {off:.1e}; at N = {n}, d = {d}, P = {n_patterns} the formula "

@@ -103,8 +103,8 @@ class ADMM:
 
     On a CPU with few threads the element-wise part is compiled, where numba is installed, for
     l-inf perturbations or none: with one output up to 10 times as fast, with several up to 3, the
-    more the smaller the program. Compiling takes some seconds, once for each
-    kind of loss and perturbations and each precision; it is kept on disk where that can be written.
+    more the smaller the program. Compiling takes some seconds, once for each kind of loss and
+    perturbations and each precision; it is kept on disk where that can be written.
     """
 
     def __init__(self, tol=1e-3, max_iter=3000, *, dtype="float64", device="cpu", time_limit=None):

@@ -98,7 +98,11 @@ class Balance:
         return self._water_filling(constant, slope, level, fall)
 
     def _water_filling(self, constant, slope, level, fall):
-        """Solve c + g a = level - fall * A where a > 0, for every number of margins at once."""
+        """Solve c + g a = level - fall * A where a > 0, for every number of margins at once.
+
+        A single multiplier is found without the level, from which rounding would tell nothing of
+        it where the margin is flat.
+        """
         order = torch.argsort(constant, dim=0)
         c, g = torch.gather(constant, 0, order), torch.gather(slope, 0, order)
         inverse = torch.where(torch.isinf(c), 0.0, 1.0 / g)
@@ -113,7 +117,10 @@ class Balance:
 
         found = highest((level + fall * area) / (1.0 + fall * width))
         found = torch.minimum(found, highest((self.cap + area) / width))
-        return ((found - constant) / slope).clamp_min(0.0)
+        together = torch.minimum(((found - constant) / slope).clamp_min(0.0), self.cap)
+        alone = torch.minimum(((level - c[0]) / (g[0] + fall)).clamp_min(0.0), self.cap)
+        single = torch.zeros_like(constant).scatter(0, order[:1], alone[None])
+        return torch.where(c[0] + g[0] * alone <= c[1], single, together)
 
     def _logistic(self, constant, slope, k0, k1):
         """One margin m = c + s * sigmoid(-m): convex on one side of 0 and concave on the other.

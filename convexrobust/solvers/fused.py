@@ -53,7 +53,7 @@ class FusedIteration:
         # Of the margins: radii of the boxes, and what their step takes of the loss.
         self.radii = self.X[:0] if prox.reach is None else _array(prox.reach)
         self.offsets, self.unit = prox.offsets.numpy(), prox.unit
-        one_margin = len(self.offsets) == 1
+        one_margin = len(self.offsets) == program.n_outputs == 1
         self.prox_of_loss = kernels.margin_prox if one_margin else kernels.margins_prox
         of_samples = prox.balance.weight, prox.balance.cap, prox.balance.fall
         self.loss = float(program.loss.threshold), *(part.numpy() for part in of_samples)
@@ -95,7 +95,8 @@ class FusedIteration:
         self.both = np.empty((2, d, n_outputs * P), self.X.dtype)  # V + W, and V - W rotated
         self.total = self.both[0].reshape(d, n_outputs, P)
         self.difference = np.empty((d, n_outputs, P), self.X.dtype)
-        self.aim, self.outputs = np.empty((2, n_outputs, *self.X.shape), self.X.dtype)
+        self.aim = np.empty((n_outputs, *self.X.shape), self.X.dtype)
+        self.outputs = self.aim  # which is spent when the outputs' slopes are found
 
     def _arrays(self, blocks):
         """Return the arrays of a block."""
@@ -269,7 +270,7 @@ class _BoxReach:
 
     def __init__(self, reach, cones, kernels):
         self.kernels, self.size = kernels, reach.R.shape[1]
-        self.of_boxes = reach.of_boxes.numpy()
+        self.boxes_gram = reach.boxes_gram.numpy()
         self.rows = [boxes.R.numpy() for boxes in cones.reaches]
 
     def prox(self, Z, A, weights, last, z_Z, z_A):
@@ -286,15 +287,15 @@ class _BoxReach:
 
     def gram(self, A):
         """Return R'R A."""
-        return self.of_boxes.product(A)
+        return self.boxes_gram.product(A)
 
     def take_over(self, rho_t, rho_a):
         """Take in the weights."""
-        self.inverse = self.of_boxes.inverse(rho_t, rho_a)
+        self.inverse = self.boxes_gram.inverse(rho_t, rho_a)
 
     def divide(self, A):
         """Divide by rho_t R'R + rho_a, in place."""
-        A[:] = self.of_boxes.solve(self.inverse, A)
+        A[:] = self.boxes_gram.solve(self.inverse, A)
 
 
 def _reach_of(splitting, kernels):

@@ -23,7 +23,7 @@ def compiled(function):
 
 @compiled
 def margin_prox(M, X, radii, offsets, directions, loss, slacks, scales, a, z, aim):
-    """Take the proximal step of one margin a sample: slopes M to z, multipliers ``a`` in place.
+    """Take the proximal step of one margin and one output: slopes M to z, ``a`` in place.
 
     M and z have shape (1, n, d); ``aim`` (1, n, d) becomes what 2 z - M says of the output;
     offsets and a are (1, n), ``directions`` (n, 1, 1). ``radii`` are those of the boxes (1 or n,
@@ -178,7 +178,8 @@ def _balance_smallest(constant, slope, level, cap, fall, order, found):
     """Set ``found`` to the multipliers in balance with the loss of the smallest margin.
 
     Those that are not 0 lie on one level, that of the lowest margins that it passes; ``order`` is
-    room for the margins in rising order.
+    room for the margins in rising order. A single one is found without its level, from which
+    rounding would tell nothing of the multiplier where the margin is flat.
     """
     for e in range(len(constant)):
         at = e
@@ -186,6 +187,12 @@ def _balance_smallest(constant, slope, level, cap, fall, order, found):
             order[at] = order[at - 1]
             at -= 1
         order[at] = e
+    found[:] = 0.0
+    first = order[0]
+    alone = min(max((level - constant[first]) / (slope[first] + fall), 0.0), cap)
+    if len(order) == 1 or constant[first] + slope[first] * alone <= constant[order[1]]:
+        found[first] = alone
+        return
     width = area = of_loss = of_cap = 0.0
     for at in range(len(constant)):
         c, inverse = constant[order[at]], 1.0 / slope[order[at]]
@@ -196,7 +203,7 @@ def _balance_smallest(constant, slope, level, cap, fall, order, found):
         of_cap = with_all[1] if at == 0 or with_all[1] > c else of_cap
     lowest = min(of_loss, of_cap)
     for e in range(len(constant)):
-        found[e] = max((lowest - constant[e]) / slope[e], 0.0)
+        found[e] = min(max((lowest - constant[e]) / slope[e], 0.0), cap)
 
 
 @compiled
@@ -215,7 +222,8 @@ def _balance_softmax(constant, slope, drop, rise, weight, found):
         total += np.exp(drop - constant[e] - largest)
     total = largest + np.log(total)
     low = drop - rise * weight - (max(total, 0.0) + np.log1p(np.exp(-abs(total))))
-    high, t = drop, drop
+    # No multiplier is larger than the weight.
+    t = high = min(drop, np.min(constant + slope * weight))
     for _ in range(60):
         total = change = 0.0
         for e in range(len(constant)):
@@ -287,7 +295,7 @@ def relax(state, x, z, relaxation):
 
 @compiled
 def right_side(product, pulled, state, z, weights, out):
-    """Set ``out`` to what a product X'H or R'T and a block of the state aim at, all (2, q, P)."""
+    """Set ``out`` to what a product X'H or R'T and the state aim at, all of one shape."""
     of_product, of_pulled, of_state = weights
     h, b, s, z = product.reshape(-1), pulled.reshape(-1), state.reshape(-1), z.reshape(-1)
     aim = out.reshape(-1)
@@ -344,7 +352,7 @@ def move_slopes(M, outputs, directions, z, x, relaxation):
 
 @compiled
 def move_product(product, at_new, pulled, factor, relaxation):
-    """Move a product X'H or R'T (2, q, P) towards that of the new weights."""
+    """Move a product X'H or R'T towards that of the new weights, all of one shape."""
     h, new, b = product.reshape(-1), at_new.reshape(-1), pulled.reshape(-1)
     for j in range(len(h)):
         h[j] += relaxation * (new[j] + factor * b[j] - h[j])

@@ -112,7 +112,7 @@ class BoxReach:
 
     def __init__(self, sets, like):
         self.R = xp.constant(sets.radius * sets.weights, like)
-        self.of_boxes = Gram.of(self.R)
+        self.boxes_gram = Gram.of(self.R)
         self.last = None  # factors (2, C, P) that the last step ended with
 
     def of(self, U):
@@ -125,11 +125,11 @@ class BoxReach:
 
     def gram(self, A):
         """Return R'R A."""
-        return self.of_boxes.product(A)
+        return self.boxes_gram.product(A)
 
     def solve(self, rho_t, RT, rho_a, A):
         """Return the A closest to the targets T, given as R'T, and A."""
-        return self.of_boxes.solve(self.of_boxes.inverse(rho_t, rho_a), rho_t * RT + rho_a * A)
+        return self.boxes_gram.solve(self.boxes_gram.inverse(rho_t, rho_a), rho_t * RT + rho_a * A)
 
     def prox(self, Z, rho_z, A, rho_a, beta):
         r"""Return the joint proximal point of Z and A, both (2, C, d, P).
