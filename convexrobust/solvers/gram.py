@@ -43,8 +43,8 @@ class Gram:
 
     def numpy(self) -> Gram:
         """Return the same operator on arrays."""
-        parts = (part.numpy() for part in (self.factor, self.values, self.vectors))
-        return Gram(*parts, self.few_rows)
+        factor, values, vectors = self.factor, self.values, self.vectors
+        return Gram(factor.numpy(), values.numpy(), vectors.numpy(), self.few_rows)
 
     def product(self, A):
         """Return X'X A for A (..., d, m)."""
