@@ -22,7 +22,7 @@ _ROUGH, _DENSE_ROUGH = 1e-2, 600
 _ROUGH_NOMINAL, _DENSE_NOMINAL = 1e-3, 10_000
 _ROUGH_WIDE, _WIDE = 1e-4, 90
 _SINGLE = 1e-3  # relative gap that single precision reaches
-_LARGE = 10_000_000  # rows times unknowns from which its speed, twice that of double, matters
+_LARGE = 2_000_000  # rows times unknowns from which its speed, twice that of double, matters
 
 
 class Solver(Protocol):

@@ -89,12 +89,13 @@ class FusedIteration:
         self.x_M, self.x_Z, self.x_A = self._arrays(self.x)
         self.pulled = self.pulled_adjoint.numpy()
         self.reached = self._bounds(self.reached_adjoint)
-        self.right = np.empty_like(self.z_Z)
+        self.right, self.x_XH = np.empty_like(self.z_Z), np.empty_like(self.z_Z)
         _, n_outputs, d, P = self.right.shape
         self.of_slopes = np.empty((n_outputs, d, P), self.X.dtype)
         self.both = np.empty((2, d, n_outputs * P), self.X.dtype)  # V + W, and V - W rotated
         self.total = self.both[0].reshape(d, n_outputs, P)
         self.difference = np.empty((d, n_outputs, P), self.X.dtype)
+        self.rotation_is_cheap = n_outputs * P < self.gram.cost / 2
         self.aim = np.empty((n_outputs, *self.X.shape), self.X.dtype)
         self.outputs = self.aim  # which is spent when the outputs' slopes are found
 
@@ -132,8 +133,8 @@ class FusedIteration:
         if reach is not None and reach.last is None:
             reach.last = torch.zeros_like(state.Z[:, :, 0])
         self.last = self.Z[:, :, 0] if reach is None else reach.last.numpy()
-        shifts = splitting.least_squares.shifts(self.rho_m, self.rho_z).numpy()
-        self.inverse = self.gram.inverse(self.rho_h, shifts)
+        self.shifts = splitting.least_squares.shifts(self.rho_m, self.rho_z).numpy()
+        self.inverse = self.gram.inverse(self.rho_h, self.shifts)
         self.reach.take_over(self.rho_t, self.rho_a)
 
     def _hand_back(self, splitting):
@@ -176,13 +177,29 @@ class FusedIteration:
         np.matmul(self.aim.transpose(0, 2, 1), self.D, out=self.of_slopes)
         kernels.separate(self.right, self.of_slopes, 2.0 * self.rho_m, self.total, self.difference)
         np.matmul(self.difference.reshape(d, -1), self.columns_vectors, out=self.both[1])
-        total, rotated = self.gram.solve(self.inverse, self.both)
-        difference = (rotated @ self.columns_vectors.T).reshape(self.difference.shape)
-        kernels.join(total.reshape(self.total.shape), difference, self.x_Z)
+        both = self.gram.solve(self.inverse, self.both)
+        difference = self._join(both, self.x_Z)
         np.matmul(self.D, difference.transpose(1, 2, 0), out=self.outputs)
+        self._multiply(both)
         weights = self.rho_t, -2.0, self.rho_a
         kernels.right_side(self.RT, self.reached, self.A, self.z_A, weights, self.x_A)
-        self.reach.divide(self.x_A)
+        self.x_RT = self.reach.divide(self.x_A)
+
+    def _join(self, both, out):
+        """Set V and W from V + W and V - W rotated; return V - W (d, C, P)."""
+        difference = (both[1] @ self.columns_vectors.T).reshape(self.difference.shape)
+        self.kernels.join(both[0].reshape(difference.shape), difference, out)
+        return difference
+
+    def _multiply(self, both):
+        """Set X'H to X'X times the new weights, from V + W and V - W rotated."""
+        if self.rotation_is_cheap:  # the equations that were solved say what X'X makes of them
+            both *= self.shifts
+            np.subtract(self.both, both, out=both)
+            both /= self.rho_h
+            self._join(both, self.x_XH)
+        else:
+            self.x_XH = self.gram.product(self.x_Z)
 
     def _move(self, relaxation):
         """Move the state towards x."""
@@ -192,9 +209,8 @@ class FusedIteration:
             rows = self.gaps[part], self.scratch[part], self.opposite[part]
             reaches = self.reach.at_rows(k, self.x_A[at])
             kernels.move_gaps(*rows, reaches, self.b[part], self.kappa, relaxation)
-        XH, RT = self.gram.product(self.x_Z), self.reach.gram(self.x_A)
-        kernels.move_product(self.XH, XH, self.pulled, -1.0 / self.rho_h, relaxation)
-        kernels.move_product(self.RT, RT, self.reached, 1.0 / self.rho_t, relaxation)
+        kernels.move_product(self.XH, self.x_XH, self.pulled, -1.0 / self.rho_h, relaxation)
+        kernels.move_product(self.RT, self.x_RT, self.reached, 1.0 / self.rho_t, relaxation)
         kernels.move_slopes(self.M, self.outputs, self.directions, self.z_M, self.x_M, relaxation)
         kernels.relax(self.Z, self.x_Z, self.z_Z, relaxation)
         kernels.relax(self.A, self.x_A, self.z_A, relaxation)
@@ -220,15 +236,12 @@ class _NoReach:
     def adjoint(self, k, b, out):
         """Set ``out`` to R'b of block k."""
 
-    def gram(self, A):
-        """Return R'R A."""
-        return A
-
     def take_over(self, rho_t, rho_a):
         """Take in the weights."""
 
     def divide(self, A):
-        """Divide by rho_t R'R + rho_a, in place."""
+        """Divide by rho_t R'R + rho_a, in place; return R'R times the quotient."""
+        return A
 
 
 class _SharedReach:
@@ -252,17 +265,14 @@ class _SharedReach:
         """Set ``out`` to R'b of block k."""
         np.matmul(self.ones[:, : len(b)], b, out=out)
 
-    def gram(self, A):
-        """Return R'R A."""
-        return self.n * A
-
     def take_over(self, rho_t, rho_a):
         """Take in the weights."""
         self.divisor = rho_t * self.n + rho_a
 
     def divide(self, A):
-        """Divide by rho_t R'R + rho_a, in place."""
+        """Divide by rho_t R'R + rho_a, in place; return R'R times the quotient."""
         A /= self.divisor
+        return self.n * A
 
 
 class _BoxReach:
@@ -285,17 +295,17 @@ class _BoxReach:
         """Set ``out`` to R'b of block k."""
         np.matmul(self.rows[k].T, b, out=out)
 
-    def gram(self, A):
-        """Return R'R A."""
-        return self.boxes_gram.product(A)
-
     def take_over(self, rho_t, rho_a):
         """Take in the weights."""
+        self.rho_t, self.rho_a = rho_t, rho_a
         self.inverse = self.boxes_gram.inverse(rho_t, rho_a)
 
     def divide(self, A):
-        """Divide by rho_t R'R + rho_a, in place."""
-        A[:] = self.boxes_gram.solve(self.inverse, A)
+        """Divide by rho_t R'R + rho_a, in place; return R'R times the quotient."""
+        quotient = self.boxes_gram.solve(self.inverse, A)
+        product = (A - self.rho_a * quotient) / self.rho_t
+        A[:] = quotient
+        return product
 
 
 def _reach_of(splitting, kernels):

@@ -46,6 +46,11 @@ class Gram:
         factor, values, vectors = self.factor, self.values, self.vectors
         return Gram(factor.numpy(), values.numpy(), vectors.numpy(), self.few_rows)
 
+    @property
+    def cost(self) -> int:
+        """Multiplications of `product` for each number that it returns."""
+        return self.factor.shape[0] * (2 if self.few_rows else 1)
+
     def product(self, A):
         """Return X'X A for A (..., d, m)."""
         if self.few_rows:

@@ -27,7 +27,7 @@ from convexrobust.threads import threads_for
 NOT_REFUTED = "all patterns, not refuted"
 _ROUGH_TOL = 1e-2  # relative gap at which a round ends
 # Iterations of ADMM in a round, and at the end; of several classes the bound rises later.
-_ROUGH, _FINAL, _FINAL_SEVERAL = 150, 1500, 3000
+_ROUGH, _FINAL, _FINAL_SEVERAL = 150, 2000, 3000
 _STUCK = 0.2  # gap after those of a round, as `WorkingSet.tol`: on standardised data it is smaller
 _LARGE, _FINAL_LARGE = 5e8, 400  # entries n d P from which these have to do at the end
 _SEED_ROWS = 4000  # rows that the first network is trained on, at most
