@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from convexrobust.program import ConvexProgram
 
 _EPS = np.finfo(float).eps
-_N_SCALES = 16  # tried; the dual function is concave, and nearly a parabola, in the scale
+_N_SCALES = 8  # tried; the dual function is concave, and nearly a parabola, in the scale
 _LARGEST_SCALE = 1e6  # of the multipliers, where nothing else limits it
 
 
@@ -21,12 +21,14 @@ def lower_bound(program: ConvexProgram, a, longest: float, size: float) -> float
     residual = longest + (len(program.X) + a.shape[1] + 8) * _EPS * size
     a, weight, offsets = a[used], program.weight[used], program.margin_map.offsets[used]
     limit = _largest_scale(program, a, weight, residual)
+    each = a / weight[:, None]
+    linear, terms = float(np.sum(a * offsets)), float(np.sum(a * (1.0 + np.abs(offsets))))
+    rounding = (a.size + 16) * _EPS
 
     def dual(t):
-        conjugate = weight * program.loss.conjugate(t * a / weight[:, None])
-        linear = t * np.sum(a * offsets, axis=1)
-        terms = np.abs(conjugate) + t * np.sum(a * (1.0 + np.abs(offsets)), axis=1)
-        return float(-np.sum(linear + conjugate) - (len(weight) + 16) * _EPS * np.sum(terms))
+        conjugate = weight * program.loss.conjugate(t * each)
+        value = -t * linear - float(np.sum(conjugate))
+        return value - rounding * (float(np.sum(np.abs(conjugate))) + t * terms)
 
     if not limit > 0.0:
         return dual(0.0)

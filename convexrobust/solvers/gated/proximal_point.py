@@ -96,11 +96,11 @@ def _direction(run, trial, sigma):
 def _block(run, trial, c, sigma, dtype):
     """Return the block (n, n) of A for output c: X X' o D J D' with J of rank one a neuron."""
     active = torch.nonzero(trial.kept[c] > 0.0)[:, 0]
-    kept, D = trial.kept[c, active].to(dtype), run.exact.D[:, active].to(dtype)
+    kept, D = trial.kept[c, active].to(dtype), run.exact.D[active].to(dtype)
     U = trial.U[:, c, active]
-    along = D * (run.exact.X @ (U / U.norm(dim=0))).to(dtype)
-    block = run.kernel.to(dtype) * ((D * kept) @ D.T)
-    return sigma * block.addmm_(along * (1.0 - kept), along.T)
+    along = D * ((U / U.norm(dim=0)).T @ run.exact.X.T).to(dtype)
+    block = run.kernel.to(dtype) * ((D * kept[:, None]).T @ D)
+    return sigma * block.addmm_((along * (1.0 - kept[:, None])).T, along)
 
 
 def _cholesky(M):

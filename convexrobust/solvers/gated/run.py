@@ -50,6 +50,7 @@ class Run:
         self.program, self.beta = program, program.regularizer.beta
         X = torch.as_tensor(np.require(program.sets.center, requirements="CW"), device=device)
         D = torch.as_tensor(np.array(program.D, dtype=np.int8), device=device)
+        D = D.T.contiguous()
         self.exact = Gates(X, D, torch.float64, chunk_size)
         self.gates = Gates(X.to(dtype), D.to(dtype), dtype, chunk_size)
         self.loss = SmoothLoss(program, device)
@@ -74,6 +75,11 @@ class Run:
         return self.exact.X @ self.exact.X.T
 
     @cached_property
+    def lengths(self):
+        """The lengths of the rows of X, (n,)."""
+        return self.exact.X.norm(dim=1)
+
+    @cached_property
     def covariance(self):
         """Eigenvalues and eigenvectors of X'X / n, of at most 8 d rows."""
         X = self.gates.X[:: max(len(self.gates.X) // (8 * self.gates.X.shape[1]), 1)]
@@ -89,7 +95,7 @@ class Run:
         V = torch.randn(d, C, P, generator=torch.Generator().manual_seed(0)).to(device)
         bend = self.loss.curvature(torch.zeros(len(self.program.X), C, device=device).double())
         length = 0.0
-        for _ in range(5):
+        for _ in range(3):
             V = self.curved(self.gates, bend, V / V.norm())
             length = float(V.norm())
             if length == 0.0:
@@ -99,9 +105,7 @@ class Run:
     @staticmethod
     def curved(gates, bend, V):
         """Return the second derivative of the loss times V, in the precision of the gates."""
-        F = gates.outputs(V.to(gates.dtype)).to(bend.dtype)
-        R = torch.einsum("kcb,kb->kc", bend, F)
-        return gates.adjoint(R.to(gates.dtype)).to(bend.dtype)
+        return gates.curved(bend.to(gates.dtype), V.to(gates.dtype)).to(bend.dtype)
 
     def penalty(self, U) -> float:
         """Return the penalty of the weights."""
@@ -120,7 +124,7 @@ class Run:
         objective = self.loss.true_value(F) + self.penalty(U)
         if not np.isfinite(objective):
             raise FloatingPointError("the objective is not finite")
-        size = float(self.exact.sizes(multipliers.sum(dim=1)).norm())
+        size = float(self.lengths @ multipliers.sum(dim=1))
         a = multipliers.cpu().numpy()
         bound = lower_bound(self.program, a, float(G.norm(dim=0).max()), size)
         if objective < self.objective:

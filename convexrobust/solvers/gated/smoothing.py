@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -58,7 +59,6 @@ class SmoothLoss:
         self.directions = torch.tensor(program.margin_map.directions, device=device)
         self.offsets = torch.tensor(program.margin_map.offsets, device=device)
         self.weight = torch.tensor(program.weight, device=device)
-        self.inverse = torch.linalg.pinv(self.directions)  # from margins to outputs
         logistic = isinstance(program.loss, Logistic)
         smooth = self.pieces.power == 2 and program.n_outputs == 1
         self.exact = logistic or smooth  # so that nothing is rounded
@@ -104,7 +104,7 @@ class SmoothLoss:
         pieces = self.pieces.shift - self._margins(F)
         if self.program.loss.task == "regression":  # one output, two pieces: the upper one counts
             pieces = 2.0 * pieces * (pieces == pieces.amax(dim=1, keepdim=True))
-        return F + (1.0 - 1.0 / factor) * torch.einsum("kce,ke->kc", self.inverse, pieces)
+        return F + (1.0 - 1.0 / factor) * torch.einsum("kce,ke->kc", self._inverse, pieces)
 
     def moved(self, f, step):
         """Return outputs from f towards f + step, where no share grows exponentially.
@@ -121,6 +121,11 @@ class SmoothLoss:
         growth = (climb - (share * climb).sum(dim=1, keepdim=True)) / self.softness
         largest = growth.amax(dim=1, keepdim=True).clamp_min(1e-12)
         return f + step * largest.log1p() / largest
+
+    @cached_property
+    def _inverse(self):
+        """The pseudo-inverse of the directions, from margins to outputs."""
+        return torch.linalg.pinv(self.directions)
 
     def _margins(self, F):
         return torch.einsum("kec,kc->ke", self.directions, F) + self.offsets

@@ -14,7 +14,7 @@ from convexrobust.program import ConvexProgram
 from convexrobust.solvers.gated.first_order import accelerate
 from convexrobust.solvers.gated.proximal_point import MAX_STEPS, proximal_point
 from convexrobust.solvers.gated.run import Run
-from convexrobust.solvers.gated.weights_newton import newton
+from convexrobust.solvers.gated.weights_newton import Searched, newton
 
 _SMALL = 4000  # equations n C up to which they are solved by a Cholesky factorisation
 
@@ -72,7 +72,7 @@ def solve_gated(
     device: str = "cpu",
     time_limit: float | None = None,
     start: np.ndarray | None = None,
-    chunk_size: int = 4096,
+    chunk_size: int | None = None,
 ) -> GatedSolution:
     r"""Solve the gated program of a `ConvexProgram` with a certified gap.
 
@@ -97,9 +97,9 @@ def solve_gated(
         Seconds.
     start : ndarray of shape (C, d, P), optional
         Where to start, by default U = 0.
-    chunk_size : int
-        Rows of X at a time: no temporary is larger than chunk_size x C P (but the n C x n C
-        matrices of small problems).
+    chunk_size : int, optional
+        Rows of X at a time, by default 512 on the CPU, whose caches hold these, and 65536 on a GPU:
+        no temporary is larger than chunk_size x C P (but the n C x n C matrices of small problems).
 
     Returns
     -------
@@ -160,7 +160,7 @@ def _check_arguments(program, tol, dtype, chunk_size, start):
         raise ValueError(f"tol must be a number >= 0, got {tol!r}.")
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
-    if not chunk_size >= 1:
+    if chunk_size is not None and not chunk_size >= 1:
         raise ValueError(f"chunk_size must be a number of rows >= 1, got {chunk_size!r}.")
     if not program.regularizer.beta > 0.0:
         raise ValueError("beta must be > 0 for the gated program: without it there is no bound.")
@@ -212,10 +212,10 @@ def _proximal_steps(run: Run, first) -> Iterator[None]:
 
 def _weight_steps(run: Run, first) -> Iterator[None]:
     """Yield there and after every improvement by Newton's method, or gradients where it stalls."""
-    point = run.certify(first)
+    point, searched = run.certify(first), Searched()
     yield
     while True:
-        point, well = newton(run, point)
+        point, well = newton(run, point, searched)
         yield
         if not well:
             point = accelerate(run, point, 50)

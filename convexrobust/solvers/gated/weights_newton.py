@@ -7,10 +7,43 @@ import torch
 from convexrobust.solvers.gated.first_order import gradient_step
 from convexrobust.solvers.gated.run import Point, Run
 
+_KEPT = 20  # directions
 _FORCING = 0.1  # relative residual that is left: less costs more products in all, measured
 
 
-def newton(run: Run, point: Point) -> tuple[Point, bool]:
+class Searched:
+    """Directions of the last conjugate gradients, which precondition the next.
+
+    With S of one direction a column, each of length 1 in the norm of the matrix A, Y = A S and the
+    preconditioner H it is (I - S Y') H (I - Y S') + S S': exact on these directions if A did not
+    change (Gratton, Sartenaer and Tshimanga, SIAM J. Optim. 21, 2011). A Newton matrix hardly does.
+    """
+
+    def __init__(self):
+        self.active, self.S, self.Y = None, None, None
+
+    def keep(self, pairs, active):
+        """Keep the last pairs (direction, its image); ``active`` is where they are not 0."""
+        pairs = pairs[-_KEPT:]
+        self.active = active if pairs else None
+        if pairs:
+            self.S, self.Y = (torch.stack(each).flatten(1) for each in zip(*pairs, strict=True))
+
+    def improve(self, precondition, active):
+        """Return the preconditioner with what these directions say, if it is of the same neurons."""
+        if self.active is None or not torch.equal(self.active, active):
+            return precondition
+        S, Y = self.S, self.Y
+
+        def improved(R):
+            along = S @ R.flatten()
+            Z = precondition(R - (along @ Y).view_as(R))
+            return Z + ((along - Y @ Z.flatten()) @ S).view_as(R)
+
+        return improved
+
+
+def newton(run: Run, point: Point, searched: Searched) -> tuple[Point, bool]:
     """Take a Newton step on the neurons that are not 0; tell whether it was a success.
 
     Before it a proximal gradient step decides which neurons these are, if it changes them.
@@ -23,13 +56,14 @@ def newton(run: Run, point: Point) -> tuple[Point, bool]:
     if len(patterns) == 0:
         return point, False
     step = torch.zeros_like(point.U)
-    step[:, :, patterns] = _direction(run, point, patterns, active[:, patterns])
+    step[:, :, patterns] = _direction(run, point, patterns, active, searched)
     run.n_iter += 1
     return _searched(run, point, step)
 
 
-def _direction(run, point, patterns, active):
+def _direction(run, point, patterns, active, searched):
     """Return the Newton step (d, C, p) by preconditioned conjugate gradients."""
+    whole, active = active, active[:, patterns]
     gates, U = run.gates.among(patterns), point.U[:, :, patterns]
     lengths = torch.where(active, U.norm(dim=0), 1.0)
     unit, pull = U / lengths, run.beta / lengths
@@ -40,22 +74,27 @@ def _direction(run, point, patterns, active):
         return H * active
 
     precondition = _preconditioner(run, gates.D, bend, pull, active)
+    precondition = searched.improve(precondition, whole)
     gradient = (point.G[:, :, patterns] + run.beta * unit) * active
-    return _conjugate_gradients(hessian, precondition, -gradient, _FORCING, 60)
+    step, pairs = _conjugate_gradients(hessian, precondition, -gradient, _FORCING, 60)
+    searched.keep(pairs, whole)
+    return step
 
 
 def _preconditioner(run, D, bend, pull, active):
-    """Return the inverse of mean curvature * X'X (x) D'D / n^2 + mean pull, by output."""
+    """Return the inverse of mean curvature * X'X (x) D'D / n^2 + pull, by output.
+
+    Scaled by the roots of the pulls, its second term is the identity and one basis diagonalises it.
+    """
     s, Q = run.covariance
-    e, B = torch.linalg.eigh((D.T @ D).to(torch.float64) / len(D))
+    scale = pull.sqrt().reciprocal()
+    e, B = torch.linalg.eigh(scale[:, :, None] * (D @ D.T / D.shape[1]) * scale[:, None])
     mean_bend = torch.diagonal(bend.sum(dim=0))
-    mean_pull = (pull * active).sum(dim=1) / active.sum(dim=1).clamp_min(1)
-    spectrum = mean_bend[:, None] * s[:, None, None].clamp_min(0.0) * e.clamp_min(0.0)
-    spectrum = spectrum + mean_pull[:, None] + 1e-10 * spectrum.max() + 1e-300
+    spectrum = 1.0 + mean_bend[:, None] * s[:, None, None].clamp_min(0.0) * e.clamp_min(0.0)
 
     def apply(V):
-        inner = torch.einsum("dj,dcp,pq->jcq", Q, V, B) / spectrum
-        return torch.einsum("dj,jcq,pq->dcp", Q, inner, B) * active
+        inner = torch.einsum("dj,dcp,cpq->jcq", Q, V * scale, B) / spectrum
+        return torch.einsum("dj,jcq,cpq->dcp", Q, inner, B) * scale * active
 
     return apply
 
@@ -75,17 +114,23 @@ def _searched(run, point, step) -> tuple[Point, bool]:
 
 
 def _conjugate_gradients(matrix, precondition, b, tol, max_iter):
-    """Solve matrix(x) = b nearly, in the norm of the preconditioner."""
-    x, r = torch.zeros_like(b), b
+    """Solve matrix(x) = b nearly, in the norm of the preconditioner.
+
+    Return x, and the directions searched with what the matrix makes of them.
+    """
+    x, r, searched = torch.zeros_like(b), b, []
     p = z = precondition(r)
     first = rz = float((r * z).sum())
     for _ in range(max_iter):
+        if rz <= tol**2 * first:
+            break
         Ap = matrix(p)
         curvature = float((p * Ap).sum())
-        if curvature <= 0.0 or rz <= tol**2 * first:
+        if curvature <= 0.0:
             break
+        searched.append((p / curvature**0.5, Ap / curvature**0.5))
         x, r = x + (rz / curvature) * p, r - (rz / curvature) * Ap
         z = precondition(r)
         rz, previous = float((r * z).sum()), rz
         p = z + (rz / previous) * p
-    return x
+    return x, searched
