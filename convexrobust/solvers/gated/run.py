@@ -81,8 +81,8 @@ class Run:
 
     @cached_property
     def covariance(self):
-        """Eigenvalues and eigenvectors of X'X / n, of at most 8 d rows."""
-        X = self.gates.X[:: max(len(self.gates.X) // (8 * self.gates.X.shape[1]), 1)]
+        """Eigenvalues and eigenvectors of X'X / n, of less than 64 d rows."""
+        X = self.gates.X[:: max(len(self.gates.X) // (32 * self.gates.X.shape[1]), 1)]
         return torch.linalg.eigh((X.T @ X).to(torch.float64) / len(X))
 
     def _first_lipschitz(self):
