@@ -58,6 +58,21 @@ def test_goes_on_from_its_own_solution():
     assert second.objective <= first.objective * (1 + 1e-9)
 
 
+def test_a_time_limit_ends_the_rounds_and_leaves_the_solver_as_it_is():
+    program = gaussian_program(SquaredHinge(), 0.1, n=40, d=5)
+    network = train_certified(program, width=16, n_steps=50)
+    V, W, D = network.to_convex(program.X, program.D)
+    seed = replace(program, D=D).solution(V, W).objective
+    solver = InteriorPoint()
+    options = {"solver": solver, "network": network, "max_rounds": 50}
+    with pytest.warns(ConvergenceWarning, match="time limit"):
+        solution = WorkingSet(1e-9, time_limit=0.0, **options).solve(program)
+    assert solution.status == "time limit"
+    assert solution.n_iter < 10  # one look at one round
+    assert solution.objective <= seed * (1 + 1e-12)
+    assert solver.time_limit is None
+
+
 @pytest.mark.parametrize("scales", [(100.0, 100.0), (300.0, 0.01)])
 def test_features_of_any_scale(scales):
     X, y = small_data(n=60)

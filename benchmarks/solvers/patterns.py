@@ -3,10 +3,11 @@
     python benchmarks/solvers/patterns.py
 
 Robust part: soft hinge program at one beta, l-inf epsilon. `train_certified` minimises the same
-certified objective over networks of 128 neurons, by Adam, from 5 seeds; `WorkingSet` is started
-once. Goals: a certified training objective below the best of the five on every data set, by 10 %
-on average, in at most three times the time of one of them ("times" is the ratio for the whole run,
-"to beat" for the first iterate below the best of the five).
+certified objective over networks of 128 neurons, by Adam, from 5 seeds. `WorkingSet` is started
+twice: with the time of three of these trainings as its limit, and until its gap is closed. Goal of
+the first: a certified training objective below the best of the five on every data set, by 10 % on
+average ("diff"). "times" is the ratio to one training, "to beat" that of the first iterate below
+the best of the five.
 
 Accuracy: the same two trainings on a few hundred rows, tested on the others, over several splits,
 beta chosen on 30 % of the training rows for both. Goal: a proven test accuracy at least equal on
@@ -159,14 +160,12 @@ def robust(name, epsilon, options):
     runs = [timed(descent, program, seed, options.smoke) for seed in range(options.seeds)]
     best = min(objective_of(program, network) for network, _ in runs)
     seconds = np.mean([seconds for _, seconds in runs])
-    solution, taken = timed(WorkingSet().solve, program)
-    line = (
-        f"{name:<15}{len(X):6d}{X.shape[1]:5d}{epsilon:6.2f}{best:12.5f}{seconds:7.1f}"
-        f"{solution.objective:13.5f}{solution.lower_bound:11.5f}{solution.D.shape[1]:6d}"
-        f"{taken:7.1f}{solution.objective / best - 1:9.1%}{taken / seconds:7.1f}"
-        f"{first_below(solution, best) / seconds:10.1f}"
-    )
-    return print(line, flush=True)
+    line = f"{name:<15}{len(X):6d}{X.shape[1]:5d}{epsilon:6.2f}{best:12.5f}{seconds:6.1f} |"
+    for limit in (3.0 * seconds, None):
+        solution, taken = timed(WorkingSet(time_limit=limit).solve, program)
+        line += f"{solution.objective:9.5f}{solution.lower_bound:9.5f}{solution.D.shape[1]:5d}"
+        line += f"{taken:6.1f}{solution.objective / best - 1:8.1%}{taken / seconds:6.1f} |"
+    return print(f"{line}{first_below(solution, best) / seconds:8.1f}", flush=True)
 
 
 def nominal(name, options):
@@ -229,11 +228,9 @@ def nominal_line(name, X, y, beta, options):
 
 
 def robust_part(sets, options):
-    print("robust: best of the certified trainings, WorkingSet; beta 1e-3")
-    print(
-        "data               n    d   eps   descent      s   working set      bound     P      s"
-        "     diff  times  to beat"
-    )
+    print("robust: best of the certified trainings, WorkingSet in three times the time, and whole")
+    columns = "objective    bound    P     s    diff times |"
+    print(f"data               n    d   eps   descent     s |{columns}{columns} to beat")
     for name, epsilon in sets.items():
         robust(name, epsilon, options)
 

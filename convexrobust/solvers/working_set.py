@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -59,7 +60,8 @@ class WorkingSet:
     max_rounds : int
         Rounds at most.
     time_limit : float, optional
-        Seconds after which no further round begins.
+        Seconds after which to stop with the best point so far; a round ends then if its solver has
+        a ``time_limit``, as all have but `ConicSolver`.
     random_state : int
         For the first network and the pricing.
 
@@ -137,6 +139,7 @@ class _Run:
 
     def __init__(self, options: WorkingSet, program, start):
         self.options, self.clock = options, time.perf_counter()
+        self.time_limit = np.inf if options.time_limit is None else options.time_limit
         self.rng = np.random.default_rng(options.random_state)
         zero = np.zeros(program.shape)
         self.scale = program.solution(zero, zero).objective
@@ -188,13 +191,19 @@ class _Run:
             self.best = point, self.program
         self.start = self.found  # goes on from here: its multipliers do not fit another point
         self.interrupted = self.found.status == INTERRUPTED
-        limit = np.inf if self.options.time_limit is None else self.options.time_limit
         improved = before - self.found.objective > _WORTH * self.options.tol * self.scale
         unsettled = self._open(self.found) or self.n_rounds == 1
-        return not self.interrupted and self.seconds < limit and (improved or unsettled)
+        return not self._ended() and (improved or unsettled)
+
+    def _ended(self) -> bool:
+        return self.interrupted or self.seconds >= self.time_limit
 
     def _solve_by(self, solver):
         begun = self.seconds
+        if np.isfinite(self.time_limit) and hasattr(solver, "time_limit"):
+            own = np.inf if solver.time_limit is None else solver.time_limit
+            solver = copy(solver)  # that of the caller keeps its own limit
+            solver.time_limit = max(min(own, self.time_limit - begun), 0.0)
         with warnings.catch_warnings():
             # Only the last round has to converge; `finished` tells how it ended.
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -237,7 +246,7 @@ class _Run:
 
     def close_gap(self):
         """Solve to the tolerance asked for, over the patterns found."""
-        if self._open(self.found) and not self.interrupted:
+        if self._open(self.found) and not self._ended():
             tol = self.options.tol * self.scale / max(self.best[0].objective, _TINY)
             entries = self.program.D.size * self.program.X.shape[1]
             max_iter = _FINAL if self.program.n_outputs == 1 else _FINAL_SEVERAL
@@ -266,7 +275,8 @@ class _Run:
         if self.interrupted:
             solution = replace(solution, status=INTERRUPTED)
         elif solution.status == "optimal":  # to the inner solver's tolerance, which is looser
-            solution = replace(solution, status="gap open")
+            late = self.seconds >= self.time_limit
+            solution = replace(solution, status="time limit" if late else "gap open")
         warn_early(solution)
         return solution
 
