@@ -14,6 +14,9 @@ from convexrobust.solvers.gated.gates import Gates
 from convexrobust.solvers.gated.smoothing import SmoothLoss
 
 
+_COVARIANCE = 8  # products with all neurons that X'X may cost
+
+
 class Point(NamedTuple):
     """An iterate in float64.
 
@@ -81,8 +84,9 @@ class Run:
 
     @cached_property
     def covariance(self):
-        """Eigenvalues and eigenvectors of X'X / n, of less than 64 d rows."""
-        X = self.gates.X[:: max(len(self.gates.X) // (32 * self.gates.X.shape[1]), 1)]
+        """Eigenvalues and eigenvectors of X'X / n, of as many rows as cost a few products."""
+        _, d, P = self.program.shape
+        X = self.gates.X[:: -(-d // (_COVARIANCE * P))]
         return torch.linalg.eigh((X.T @ X).to(torch.float64) / len(X))
 
     def _first_lipschitz(self):
