@@ -18,6 +18,7 @@ from convexrobust.solvers.interior_point import InteriorPoint, solver, system
 from convexrobust.solvers.interior_point.data import Data, Neurons
 from convexrobust.solvers.interior_point.iterate import Iterate
 from convexrobust.solvers.interior_point.newton import newton_step
+from convexrobust.solvers.interior_point.rows import DenseRows, ProductRows
 from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
 
 NOMINAL = LpBall(2, 0.0)
@@ -184,11 +185,30 @@ def test_the_slower_factor_is_right_where_the_normal_equations_are_not():
     U, V = (np.linalg.qr(rng.standard_normal((rows, 6)))[0] for rows in (40, 6))
     values, y = np.logspace(-6, 8, 6), rng.standard_normal(40)
     exact = y - U @ (values**2 / (1.0 + values**2) * (y @ U))
-    assert system._by_singular_vectors((U * values) @ V.T)(y) == pytest.approx(exact, abs=1e-6)
+    M = DenseRows(((U * values) @ V.T).T[:, None, None])  # of one neuron with 40 weights
+    solve = system._by_singular_vectors(np.eye(40)[None], M)
+    assert solve(y[None])[0] == pytest.approx(exact, abs=1e-6)
+
+
+@pytest.mark.parametrize("n_margins", [1, 3])
+def test_rows_as_products_are_the_rows_themselves(n_margins):
+    rng = np.random.default_rng(0)
+    X, h = rng.normal(size=(7, 3)), rng.normal(size=(7, n_margins, 2))
+    h = np.concatenate([h, -h[..., :1]], axis=2)  # the third neuron is of the kind of the first
+    roots = rng.normal(size=(7, n_margins, n_margins))
+    change, a = rng.normal(size=(3, 3)), rng.normal(size=(7, n_margins))
+    blocks = rng.normal(size=(3, 3, 3))
+    products = ProductRows(h, X, np.array([4, 1, 4])).mixed(roots)
+    dense = DenseRows(h[..., None] * X[:, None, None, :]).mixed(roots)
+    assert products.dense() == pytest.approx(dense.dense())
+    assert products.apply(change) == pytest.approx(dense.apply(change))
+    assert products.pull(a) == pytest.approx(dense.pull(a))
+    assert products.scaled(blocks) == pytest.approx(dense.scaled(blocks))
+    assert products.gram(blocks) == pytest.approx(dense.gram(blocks))
 
 
 def test_normal_equations_without_a_factor_are_no_end(monkeypatch):
-    def fails(N):
+    def fails(B, M):
         raise np.linalg.LinAlgError
 
     monkeypatch.setattr(system, "_SMALL", 0)

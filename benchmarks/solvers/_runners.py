@@ -21,7 +21,7 @@ from convexrobust import ConicSolver, TwoLayerReLU, patterns_of
 TOL = 1e-6  # certified gap
 ENDLESS = 10**9  # iterations: only the time limit or the gap ends a run
 FIRST_BUDGET = 100
-PATIENCE = 10.0  # times the limit for Clarabel and pyscnn's cones, to have something to compare with
+PATIENCE = 10.0  # times the limit for Clarabel and pyscnn, to have something to compare with
 
 
 @dataclass(frozen=True)

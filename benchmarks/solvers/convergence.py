@@ -150,9 +150,9 @@ def text(number, form=".2f") -> str:
 
 def print_speedups(runs):
     """Print how many times faster than the baselines each solver reaches the first two levels."""
-    print("\nSpeed-up over the baseline of the line, to 1e-2 and 1e-3 (-: not reached; >: the baseline")
-    print("had not reached it when it was stopped; *: a network, whose patterns may differ: not quite,")
-    print("or not at all, the same problem)")
+    print("\nSpeed-up over the baseline of the line, to 1e-2 and 1e-3 (-: not reached; >: the")
+    print("baseline had not reached it when it was stopped; *: a network, whose patterns may")
+    print("differ: not quite, or not at all, the same problem)")
     solvers = [s for s in RUNNERS if s not in BASELINES and any(run.solver == s for run in runs)]
     print(f"{'':<64}" + "".join(f"{solver:>19}" for solver in solvers))
     for program in dict.fromkeys(run.program for run in runs):

@@ -13,7 +13,6 @@ from convexrobust.solvers.gated.bound import lower_bound
 from convexrobust.solvers.gated.gates import Gates
 from convexrobust.solvers.gated.smoothing import SmoothLoss
 
-
 _COVARIANCE = 8  # products with all neurons that X'X may cost
 
 

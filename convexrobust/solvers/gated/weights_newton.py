@@ -30,7 +30,7 @@ class Searched:
             self.S, self.Y = (torch.stack(each).flatten(1) for each in zip(*pairs, strict=True))
 
     def improve(self, precondition, active):
-        """Return the preconditioner with what these directions say, if it is of the same neurons."""
+        """Return the preconditioner with what these say, if they are of the same neurons."""
         if self.active is None or not torch.equal(self.active, active):
             return precondition
         S, Y = self.S, self.Y

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from convexrobust.solvers.interior_point.epigraphs import SUPPORT_EPIGRAPHS, LargestEpigraph
+
+_MANY = 4_000_000  # products of two features that are kept
 
 
 class Neurons(NamedTuple):
@@ -22,6 +25,10 @@ class Neurons(NamedTuple):
         n_outputs, _, P = program.shape
         grid = np.meshgrid((1.0, -1.0), np.arange(n_outputs), np.arange(P), indexing="ij")
         return cls(grid[1].ravel(), grid[0].ravel(), grid[2].ravel())
+
+    def kinds(self) -> np.ndarray:
+        """Return a number for each, the same for those that differ in nothing but their sign."""
+        return self.outputs * (self.patterns.max() + 1) + self.patterns
 
     def at(self, index) -> Neurons:
         """Return some of them."""
@@ -81,7 +88,10 @@ class Data:
         self.X, self.X_cone = program.sets.center[self.rows], program.sets.center[self.cone_rows]
         self._set_rows()
         self._set_reach()
-        self._set_nominal_rows()
+        # Both margins of a regression's sample are opposite as long as nothing else belongs to
+        # them: one row is kept for the two.
+        opposite = self.nothing_but_centers and program.loss.task == "regression"
+        self.fold = np.array([[1.0], [-1.0]]) if opposite else np.eye(self.F.shape[1])
 
     def _set_rows(self):
         program, neurons = self.program, self.neurons
@@ -117,15 +127,26 @@ class Data:
             self.members, self.cone_weights = self.features[None, :], weights[0]
         self.size = self.X.shape[1] + self.reach.shape[1]
 
-    def _set_nominal_rows(self):
-        # Both margins of a regression's sample are opposite as long as nothing else belongs to
-        # them: one row is kept for the two.
-        clean = not self.soft and not self.perturbed
-        opposite = clean and self.program.loss.task == "regression"
-        self.fold = np.array([[1.0], [-1.0]]) if opposite else np.eye(self.F.shape[1])
+    @cached_property
+    def nominal_rows(self):
+        """The matrix of the margins without any perturbation, but for ``fold``."""
         F = self.F[:, : self.fold.shape[1]]
-        self.nominal_rows = np.zeros((*F.shape, self.size))
-        self.nominal_rows[..., : self.X.shape[1]] = F[..., None] * self.X[:, None, None, :]
+        rows = np.zeros((*F.shape, self.size))
+        rows[..., : self.X.shape[1]] = F[..., None] * self.X[:, None, None, :]
+        return rows
+
+    @cached_property
+    def squares(self):
+        """The products x_f x_g of every cone row (N, d^2); None where these are many."""
+        N, d = self.X_cone.shape
+        if N * d * d > _MANY:
+            return None
+        return (self.X_cone[:, :, None] * self.X_cone[:, None, :]).reshape(N, d * d)
+
+    @property
+    def nothing_but_centers(self) -> bool:
+        """Whether the margins are made of the centres alone, without slacks and perturbations."""
+        return not self.soft and not self.perturbed
 
     @property
     def perturbed(self) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, null_space
 
 from convexrobust.solvers.interior_point.iterate import Iterate
+from convexrobust.solvers.interior_point.rows import DenseRows, ProductRows
 
 _REFINEMENTS, _EXACT = 3, 1e-11  # of the linear solves, at most, and residuals that are good
 _POOR = 1e-8  # residuals for which a slower factor is worth its time
@@ -18,9 +19,8 @@ class System:
 
     Attributes
     ----------
-    A : ndarray of shape (n, E', J, size)
-        The effective worst-case samples, flat in its last two axes; ``data.fold`` times it is the
-        matrix of the margins.
+    A : DenseRows or ProductRows, (n, E', J, size)
+        The effective worst-case samples; ``data.fold`` times them is the matrix of the margins.
     C : ndarray of shape (n, E, E)
         What the margins give way for a multiplier.
     B : ndarray of shape (J, size, size)
@@ -31,11 +31,17 @@ class System:
 
     def __init__(self, iterate: Iterate):
         self.iterate, self.data = iterate, iterate.data
-        A, self.C = self._clean_rows(), self._clean_margins()
+        self.C = self._clean_margins()
+        self.A: DenseRows | ProductRows
         row_weight = iterate.cone.weight
-        if self.data.soft:
-            row_weight = self._eliminate_slacks(A)
-        self.A = A.reshape(*A.shape[:2], -1)
+        if self.data.nothing_but_centers:
+            h = self.data.F[:, : self.data.fold.shape[1]]
+            self.A = ProductRows(h, self.data.X, self.data.neurons.kinds())
+        else:
+            rows = self._rows_without_slacks()
+            if self.data.soft:
+                row_weight = self._eliminate_slacks(rows)
+            self.A = DenseRows(rows)
         self._eliminate_loss()
         self.B = self._blocks(row_weight)
         self.slower = None  # makes a more accurate ``solve_neurons``, where there is one
@@ -68,27 +74,25 @@ class System:
     def _left(self, right, solution):
         """Return what a solution leaves of the right-hand sides."""
         (r, r_margin, r_loss), (change, a, dzeta) = right, solution
-        loss, flat = self.iterate.loss, self.A.reshape(-1, r.size)
-        of_neurons = r - self._curved(change) + self._pulled_margins(a, flat).reshape(r.shape)
+        loss = self.iterate.loss
+        of_neurons = r - self._curved(change) + self._pulled_margins(a)
         of_margin = r_margin - dzeta @ loss.spread.T - np.einsum("kef,kf->ke", self.C, a)
-        of_margin -= self._unfolded(flat @ change.ravel())
+        of_margin -= self._margins(change)
         of_loss = r_loss + a @ loss.spread - np.einsum("kzy,ky->kz", loss.hessian, dzeta)
         return of_neurons, of_margin, of_loss
 
     def _solve_once(self, r, r_margin, r_loss):
-        flat = self.A.reshape(-1, r.size)
         a, _ = self._multipliers(r_margin, r_loss)
-        change = self.solve_neurons(r.ravel() + self._pulled_margins(a, flat))
-        left = r_margin - self._unfolded(flat @ change)
-        return change.reshape(r.shape), *self._multipliers(left, r_loss)
+        change = self.solve_neurons(r + self._pulled_margins(a))
+        return change, *self._multipliers(r_margin - self._margins(change), r_loss)
 
-    def _pulled_margins(self, a, flat):
+    def _pulled_margins(self, a):
         """Return the transpose of the margins' matrix times a (n, E)."""
-        return (a @ self.data.fold).ravel() @ flat
+        return self.A.pull(a @ self.data.fold)
 
-    def _unfolded(self, products):
-        """Return all margins from those that are kept."""
-        return products.reshape(len(self.A), -1) @ self.data.fold.T
+    def _margins(self, change):
+        """Return the margins' matrix times a step (J, size)."""
+        return self.A.apply(change) @ self.data.fold.T
 
     def _multipliers(self, r_margin, r_loss):
         """Solve for the multipliers of the margins and the steps of the losses."""
@@ -112,12 +116,12 @@ class System:
 
     # ---------------------------------------------------------------- elimination
 
-    def _clean_rows(self):
-        """Return the rows of the margins at the worst point of each set, without slacks."""
+    def _rows_without_slacks(self):
+        """Return the rows of the margins at the worst point of each set."""
         data, slope = self.data, self.iterate.slope
-        if slope is None:
-            return data.nominal_rows.copy() if data.soft else data.nominal_rows
         A = data.nominal_rows.copy()
+        if slope is None:
+            return A
         worst = data.F_slope[..., None] * slope.tilt[:, :, None, :]
         A[..., data.features] -= worst[:, data.slope_of]
         return A
@@ -165,7 +169,10 @@ class System:
         data, group = self.data, self.iterate.group
         X, reach, d = data.X_cone, data.reach, data.X.shape[1]
         B = np.zeros((len(self.iterate.U), data.size, data.size))
-        B[:, :d, :d] = np.matmul(X.T * row_weight.T[:, None, :], X)
+        if data.squares is not None:
+            B[:, :d, :d] = (row_weight.T @ data.squares).reshape(-1, d, d)
+        else:
+            B[:, :d, :d] = np.matmul(X.T * row_weight.T[:, None, :], X)
         cross = np.einsum("kj,kf,kr->jfr", data.S * row_weight, X, reach, optimize=True)
         B[:, :d, d:], B[:, d:, :d] = -cross, -cross.transpose(0, 2, 1)
         B[:, d:, d:] = np.einsum("kj,kr,kq->jrq", row_weight, reach, reach, optimize=True)
@@ -179,12 +186,13 @@ class System:
         return B
 
     def _factor_neurons(self):
-        """Return r -> the inverse of K + A' given A times r, by the smaller of two factors."""
-        B, slope, half = self.B, self.iterate.slope, self._half()
+        """Return r -> the inverse of K + A' given A times r (J, size), by the smaller factor."""
+        B, slope, M = self.B, self.iterate.slope, self._half()
         n_neurons, size, _ = B.shape
-        unknowns = n_neurons * size
-        if slope is None and len(half) < unknowns and unknowns > _SMALL:
-            return self._factor_in_samples(B, half)
+        unknowns, rows = n_neurons * size, len(self.given) * self.data.fold.shape[1]
+        if slope is None and rows < unknowns and unknowns > _SMALL:
+            return self._factor_in_samples(B, M)
+        half = M.dense()
         K = half.T @ half
         blocks = K.reshape(n_neurons, size, n_neurons, size)
         at = np.arange(n_neurons)
@@ -192,23 +200,23 @@ class System:
         if slope is not None:
             self._add_slopes(blocks, K)
         factor = _factored(K)
-        return lambda r: cho_solve(factor, r, check_finite=False)
+        return lambda r: cho_solve(factor, r.ravel(), check_finite=False).reshape(r.shape)
 
-    def _factor_in_samples(self, B, half):
-        self.slower = lambda: _woodbury(B, half, _by_singular_vectors)
+    def _factor_in_samples(self, B, M):
+        self.slower = lambda: _by_singular_vectors(B, M)
         try:
-            return _woodbury(B, half, _by_normal_equations)
+            return _by_normal_equations(B, M)
         except np.linalg.LinAlgError:  # rounding of the squares left nothing to factor
             return self.slower()
 
     def _half(self):
-        """Return a matrix M with M'M = A' given A."""
+        """Return rows M with M'M = A' given A."""
         values, vectors = np.linalg.eigh(self.given)  # no Cholesky: it may be singular
         root = np.sqrt(np.maximum(values, 0.0))[..., None] * vectors.transpose(0, 2, 1)
         root = root @ self.data.fold
         if root.shape[2] == 1:
             root = np.linalg.norm(root, axis=1, keepdims=True)
-        return (root @ self.A).reshape(-1, self.A.shape[2])
+        return self.A.mixed(root)
 
     def _add_slopes(self, blocks, K):
         """Add the curvature of the slopes' norms to K, of which ``blocks`` is a view."""
@@ -248,39 +256,48 @@ def _factored(K):
             K.flat[:: len(K) + 1] = diagonal * (1.0 + shift)
 
 
-def _woodbury(B, M, inverse_of):
-    """Return r -> (B + M'M)^-1 r for blocks B (J, size, size) and M with fewer rows than that.
+def _by_normal_equations(B, M):
+    """Return r -> (B + M'M)^-1 r for blocks B (J, size, size) and M of fewer rows than that.
 
-    ``inverse_of`` takes a tall N to y -> (1 + NN')^-1 y.
+    By Woodbury's formula: fast, but its rounding grows with the square of M.
     """
-    shift = 1e-15 * np.trace(B, axis1=1, axis2=2)[:, None, None] * np.eye(B.shape[1])
-    inverse = np.linalg.inv(np.linalg.cholesky(B + shift))
-    N = (inverse @ M.T.reshape(*B.shape[:2], len(M))).reshape(-1, len(M))
-    core = inverse_of(N)
+    inverse = _inverse_factors(B)
+    G = M.gram(inverse)
+    G.flat[:: len(G) + 1] += 1.0
+    factor = cho_factor(G, lower=True, check_finite=False)
+    transposed = inverse.transpose(0, 2, 1)
 
     def solve(r):
-        y = core(np.matmul(inverse, r.reshape(*B.shape[:2], 1)).ravel())
-        return np.matmul(inverse.transpose(0, 2, 1), y.reshape(*B.shape[:2], 1)).ravel()
+        alone = _times(transposed, _times(inverse, r))
+        seen = M.apply(alone)
+        c = cho_solve(factor, seen.ravel(), check_finite=False).reshape(seen.shape)
+        return alone - _times(transposed, _times(inverse, M.pull(c)))
 
     return solve
 
 
-def _by_normal_equations(N):
-    """Return y -> (1 + NN')^-1 y: fast, but its rounding grows with the square of N."""
-    G = N.T @ N
-    G.flat[:: len(G) + 1] += 1.0
-    factor = cho_factor(G, lower=True, check_finite=False)
-    return lambda y: y - N @ cho_solve(factor, y @ N, check_finite=False)
+def _by_singular_vectors(B, M):
+    """Return the same, in the range of M and across it apart: slower, but accurate."""
+    inverse = _inverse_factors(B)
+    U, values, _ = np.linalg.svd(M.scaled(inverse), full_matrices=False)
 
-
-def _by_singular_vectors(N):
-    """Return y -> (1 + NN')^-1 y, in the range of N and across it apart: slower, but accurate."""
-    U, values, _ = np.linalg.svd(N, full_matrices=False)
-
-    def solve(y):
+    def solve(r):
+        y = _times(inverse, r).ravel()
         along = y @ U
         across = y - U @ along
         across -= U @ (across @ U)  # again: what rounding leaves in the range is far too large
-        return across + U @ (along / (1.0 + values**2))
+        y = across + U @ (along / (1.0 + values**2))
+        return _times(inverse.transpose(0, 2, 1), y.reshape(r.shape))
 
     return solve
+
+
+def _inverse_factors(B):
+    """Return the inverses of the Cholesky factors of blocks."""
+    shift = 1e-15 * np.trace(B, axis1=1, axis2=2)[:, None, None] * np.eye(B.shape[1])
+    return np.linalg.inv(np.linalg.cholesky(B + shift))
+
+
+def _times(blocks, r):
+    """Return each block times its row of r."""
+    return np.matmul(blocks, r[..., None])[..., 0]

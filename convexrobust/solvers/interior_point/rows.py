@@ -1,0 +1,84 @@
+"""The matrix of the margins in the weights of J neurons: stored, or as products with X."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class DenseRows:
+    """A matrix of n E rows, stored as an array (n, E, J, size)."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def dense(self):
+        """Return the matrix (n E, J size)."""
+        n, n_margins, n_neurons, size = self.array.shape
+        return self.array.reshape(n * n_margins, n_neurons * size)
+
+    def apply(self, change):
+        """Return the matrix times a change of the neurons (J, size), as (n, E)."""
+        return (self.dense() @ change.ravel()).reshape(self.array.shape[:2])
+
+    def pull(self, a):
+        """Return the transpose times a (n, E), as (J, size)."""
+        return (a.ravel() @ self.dense()).reshape(self.array.shape[2:])
+
+    def mixed(self, roots):
+        """Return the rows of each sample times its matrix of ``roots`` (n, E', E)."""
+        n, _, n_neurons, size = self.array.shape
+        mixed = roots @ self.array.reshape(n, -1, n_neurons * size)
+        return DenseRows(mixed.reshape(n, -1, n_neurons, size))
+
+    def scaled(self, blocks):
+        """Return the transpose, each neuron's part times its block: (J size, n E)."""
+        n_neurons, size, _ = blocks.shape
+        return (blocks @ self.dense().T.reshape(n_neurons, size, -1)).reshape(n_neurons * size, -1)
+
+    def gram(self, blocks):
+        """Return N'N (n E, n E) for N = scaled(blocks)."""
+        N = self.scaled(blocks)
+        return N.T @ N
+
+
+class ProductRows:
+    """Rows h_kej x_k, where nothing but the centres x_k (n, d) belongs to a neuron; h (n, E, J).
+
+    A product with the matrix is one with X, d times smaller. Neurons of the same ``kind`` (J,) have
+    the same h but for its sign.
+    """
+
+    def __init__(self, h, X, kind):
+        self.h, self.X, self.kind = h, X, kind
+
+    def dense(self):
+        """Return the matrix (n E, J d)."""
+        rows = self.h[..., None] * self.X[:, None, None, :]
+        return rows.reshape(rows.shape[0] * rows.shape[1], -1)
+
+    def apply(self, change):
+        """Return the matrix times a change of the neurons (J, d), as (n, E)."""
+        return np.matmul(self.h, (self.X @ change.T)[..., None])[..., 0]
+
+    def pull(self, a):
+        """Return the transpose times a (n, E), as (J, d)."""
+        return np.matmul(a[:, None], self.h)[:, 0].T @ self.X
+
+    def mixed(self, roots):
+        """Return the rows of each sample times its matrix of ``roots`` (n, E', E)."""
+        return ProductRows(roots @ self.h, self.X, self.kind)
+
+    def scaled(self, blocks):
+        """Return the transpose, each neuron's part times its block: (J d, n E)."""
+        n_neurons, d, _ = blocks.shape
+        products = (blocks.reshape(-1, d) @ self.X.T).reshape(n_neurons, d, -1, 1)
+        return (products * self.h.transpose(2, 0, 1)[:, None]).reshape(n_neurons * d, -1)
+
+    def gram(self, blocks):
+        """Return N'N (n E, n E) for N = scaled(blocks), from one part for each kind of neuron."""
+        _, first, kind = np.unique(self.kind, return_index=True, return_inverse=True)
+        squares = np.zeros((len(first), *blocks.shape[1:]))
+        np.add.at(squares, kind, blocks.transpose(0, 2, 1) @ blocks)
+        roots = np.linalg.cholesky(squares).transpose(0, 2, 1)
+        N = ProductRows(self.h[..., first], self.X, first).scaled(roots)
+        return N.T @ N
