@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+_IN_CACHE = 1_000_000  # numbers
+
+
 
 class DenseRows:
     """A matrix of n E rows, stored as an array (n, E, J, size)."""
@@ -80,5 +83,14 @@ class ProductRows:
         squares = np.zeros((len(first), *blocks.shape[1:]))
         np.add.at(squares, kind, blocks.transpose(0, 2, 1) @ blocks)
         roots = np.linalg.cholesky(squares).transpose(0, 2, 1)
-        N = ProductRows(self.h[..., first], self.X, first).scaled(roots)
-        return N.T @ N
+        G = 0.0
+        for part in np.array_split(np.arange(len(first)), self._n_parts(len(first))):
+            some = first[part]
+            N = ProductRows(self.h[..., some], self.X, some).scaled(roots[part])
+            G = G + N.T @ N
+        return G
+
+    def _n_parts(self, n_neurons) -> int:
+        """Return into how many parts to take neurons, so that a part stays in the caches."""
+        n, n_margins, _ = self.h.shape
+        return min(n_neurons, 1 + n_neurons * self.X.shape[1] * n * n_margins // _IN_CACHE)
