@@ -8,7 +8,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.backends import cvxpy as cvxpy_backend
 from convexrobust.backends import numpy as xp
-from convexrobust.losses import Hinge, Logistic, Loss, Squared, SquaredHinge
+from convexrobust.losses import Absolute, Hinge, Logistic, Loss, Squared, SquaredHinge
 from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import FORMULATIONS, ConvexProgram
@@ -84,6 +84,19 @@ def test_smooth_losses_to_high_accuracy_both_ways(loss, n_classes):
     found = solve_gated(program, tol=1e-9)
     assert found.relative_gap <= 1e-9
     assert found.objective == pytest.approx(clarabel(program), rel=1e-7)
+
+
+@pytest.mark.parametrize("loss", [Hinge(), Absolute()], ids=name)
+def test_kinks_become_sharper_only_as_fast_as_they_are_solved(loss, monkeypatch):
+    """By Newton's method in the weights; otherwise the bound falls back and never closes."""
+    monkeypatch.setattr(solver, "_SMALL", 0)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 10))
+    y = np.maximum(X @ rng.normal(size=(10, 5)), 0.0) @ rng.normal(size=5)
+    y = np.where(y > np.median(y), 1, -1) if loss.task == "classification" else y
+    D = sample_patterns(X, 10, random_state=0)
+    program = ConvexProgram(X, y, D, loss, GroupLasso(1e-3), LpBall(2, 0.0), intercept=False)
+    assert solve_gated(program, tol=1e-3).status == "optimal"
 
 
 @pytest.mark.parametrize(("loss", "n_classes"), CASES, ids=IDS)

@@ -93,6 +93,17 @@ class SmoothLoss:
             bend = bend + (self._slope(top) / self.softness)[:, None, None] * spread
         return self.weight[:, None, None] * bend
 
+    def rounding(self, F):
+        """Return how far the rounding raises the loss, and the bound of its derivative.
+
+        The latter is softness * slope times the entropy of the shares: the rounded loss has it in
+        its conjugate, which the bound does without.
+        """
+        top, share = self._top(F)
+        entropy = -(share * share.clamp_min(1e-300).log()).sum(dim=1)
+        lowered = self.softness * float((self.weight * self._slope(top)) @ entropy)
+        return self.value(F) - self.true_value(F), lowered
+
     def sharpen(self, F, factor=2.0):
         """Make the kinks of a loss that has kinks sharper; return outputs of the same derivative.
 

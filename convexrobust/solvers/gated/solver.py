@@ -17,6 +17,8 @@ from convexrobust.solvers.gated.run import Run
 from convexrobust.solvers.gated.weights_newton import Searched, newton
 
 _SMALL = 4000  # equations n C up to which they are solved by a Cholesky factorisation
+_GRADIENT_STEPS = 25  # where Newton's method stalls
+_SHARE_LEFT = 0.5  # of what the rounding costs the bound: solved more exactly than that, it shrinks
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,8 +220,17 @@ def _weight_steps(run: Run, first) -> Iterator[None]:
         point, well = newton(run, point, searched)
         yield
         if not well:
-            point = accelerate(run, point, 50)
+            point = accelerate(run, point, _GRADIENT_STEPS)
             yield
-        if not run.loss.exact:
+        if not run.loss.exact and _solved_as_rounded(run, point):
             run.loss.sharpen(point.F)
             point = run.certify(point.U, point.F)
+
+
+def _solved_as_rounded(run: Run, point) -> bool:
+    """Tell whether the rounding costs more of the gap at a point than what is left to solve."""
+    _, _, objective, bound = run.history[-1]
+    raised, lowered = run.loss.rounding(point.F)
+    # Of the rounded program the objective is higher than that, and the bound is as well.
+    left = (objective + raised) - (bound + lowered)
+    return left <= _SHARE_LEFT * lowered
