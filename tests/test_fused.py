@@ -233,15 +233,15 @@ def test_a_numba_that_cannot_be_imported_is_told(monkeypatch):
 
 
 def test_where_nothing_can_be_kept_it_compiles_all_the_same(monkeypatch):
-    from convexrobust.solvers import kernels
+    from convexrobust.solvers.kernels import compiling
 
     def njit(cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: (function, options)
 
-    monkeypatch.setattr(kernels, "njit", njit)
-    function, options = kernels.compiled(replace)
+    monkeypatch.setattr(compiling, "njit", njit)
+    function, options = compiling.compiled(replace)
     assert function is replace
     assert "fastmath" in options
 

@@ -15,6 +15,7 @@ from convexrobust.program import FORMULATIONS, ConvexProgram
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import ConicSolver
 from convexrobust.solvers.gated import GatedRelaxation, proximal_point, solve_gated, solver, to_relu
+from convexrobust.solvers.gated.weights_newton import Searched, _conjugate_gradients
 from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
 
 CASES = [(loss, 2) for loss in LOSSES] + [(loss, 3) for loss in MARGIN_LOSSES]
@@ -84,6 +85,29 @@ def test_smooth_losses_to_high_accuracy_both_ways(loss, n_classes):
     found = solve_gated(program, tol=1e-9)
     assert found.relative_gap <= 1e-9
     assert found.objective == pytest.approx(clarabel(program), rel=1e-7)
+
+
+def test_searched_directions_precondition_exactly_where_the_matrix_is_the_same():
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(12, 12))
+    A = torch.tensor(A @ A.T + np.eye(12))
+    active = torch.ones(1, 6, dtype=torch.bool)
+
+    def matrix(R):
+        return (A @ R.flatten()).view_as(R)
+
+    b = torch.tensor(rng.normal(size=(2, 1, 6)))
+    _, pairs = _conjugate_gradients(matrix, lambda R: R, b, n_kept=3)
+    searched = Searched(most=3)
+    searched.keep(pairs, active)
+    precondition = searched.improve(lambda R: R, active)
+    for direction, image in pairs:
+        torch.testing.assert_close(precondition(image), direction)
+    inverse = torch.stack([precondition(e.view(2, 1, 6)).flatten() for e in torch.eye(12).double()])
+    torch.testing.assert_close(inverse, inverse.T)
+    assert torch.linalg.eigvalsh(inverse).min() > 0.0
+    other = torch.zeros_like(active)
+    assert searched.improve(matrix, other) is matrix  # other neurons
 
 
 @pytest.mark.parametrize("loss", [Hinge(), Absolute()], ids=name)

@@ -15,6 +15,7 @@ from convexrobust.program import FORMULATIONS, ConvexProgram
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint, solver, system
+from convexrobust.solvers.interior_point import rows as interior_rows
 from convexrobust.solvers.interior_point.data import Data, Neurons
 from convexrobust.solvers.interior_point.iterate import Iterate
 from convexrobust.solvers.interior_point.newton import newton_step
@@ -191,7 +192,9 @@ def test_the_slower_factor_is_right_where_the_normal_equations_are_not():
 
 
 @pytest.mark.parametrize("n_margins", [1, 3])
-def test_rows_as_products_are_the_rows_themselves(n_margins):
+@pytest.mark.parametrize("in_cache", [10, 10**6])  # in several parts, or in one
+def test_rows_as_products_are_the_rows_themselves(n_margins, in_cache, monkeypatch):
+    monkeypatch.setattr(interior_rows, "_IN_CACHE", in_cache)
     rng = np.random.default_rng(0)
     X, h = rng.normal(size=(7, 3)), rng.normal(size=(7, n_margins, 2))
     h = np.concatenate([h, -h[..., :1]], axis=2)  # the third neuron is of the kind of the first

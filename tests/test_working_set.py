@@ -13,6 +13,7 @@ from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import InteriorPoint, WorkingSet, monitor, train_certified, working_set
+from convexrobust.solvers.residuals import multipliers_at_zero
 from tests.cases import BALLS, LOSSES, name, small_data, small_program
 
 
@@ -49,6 +50,38 @@ def test_no_worse_than_the_network_that_seeds_it(epsilon):
     again = found.solution(solution.V, solution.W).objective
     assert again == pytest.approx(solution.objective, rel=1e-12)
     assert found.lower_bound(solution.multipliers) == pytest.approx(solution.lower_bound)
+
+
+def test_a_round_cut_off_leaves_the_bound_of_the_one_before(monkeypatch):
+    program = gaussian_program(Hinge(), 0.1, n=30, d=4)
+    solver = InteriorPoint(1e-6)
+    whole = WorkingSet(solver=solver, max_rounds=1).solve(program)
+    rounds = []
+
+    def cut_off(self, *arguments, **options):
+        rounds.append(None)
+        self.time_limit = 0.0 if len(rounds) > 1 else None
+        return solve(self, *arguments, **options)
+
+    solve = InteriorPoint.solve
+    monkeypatch.setattr(InteriorPoint, "solve", cut_off)
+    found = WorkingSet(solver=solver, max_rounds=2).solve(program)
+    assert len(rounds) > 1
+    assert found.objective <= whole.objective * (1 + 1e-12)
+    assert found.gap <= whole.gap * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("loss", [Hinge(), Logistic(), Squared()], ids=name)
+@pytest.mark.parametrize("p", [1, 2, np.inf])
+def test_a_zero_network_is_proven_best_where_all_points_can_be_moved_to_zero(loss, p):
+    program = gaussian_program(loss, 0.0, n=20, d=60)
+    program = replace(program, perturbation=LpBall(p, 100.0))
+    zero = program.solution(*np.zeros((2, *program.shape)))
+    point = multipliers_at_zero(program)
+    assert program.lower_bound(point) == pytest.approx(zero.objective, rel=1e-9)
+    solution = WorkingSet(width=8).solve(program)
+    assert solution.status == "optimal"
+    assert solution.gap <= 1e-2 * zero.objective
 
 
 def test_goes_on_from_its_own_solution():

@@ -79,24 +79,33 @@ def iterative(module, name, **options):
     return run
 
 
-def budgets(train, objective_of, patience=1.0, growth=4):
+def budgets(train, points_of, patience=1.0, growth=4.0):
     """Return the run of ``train(program, budget)``, which has no history.
 
-    Budgets grow as far as the limit, or that many times it, allows. Each is a run from the start
-    and makes one point. What ``objective_of(found, program)`` takes is not counted.
+    Budgets grow as far as the limit, or that many times it, allows, or until more changes nothing.
+    Each is a run from the start; ``points_of(found, program)`` makes rows (objective, cone
+    violation) of it, which is not counted.
     """
 
     def run(program, limit):
-        rows, budget, spent, last = [], FIRST_BUDGET, 0.0, 0.0
+        rows, points, budget, spent, last = [], None, FIRST_BUDGET, 0.0, 0.0
         while spent + growth * last <= patience * limit:
             clock = time.perf_counter()
-            found = train(program, budget)
-            last = time.perf_counter() - clock
-            rows.append((last, objective_of(found, program), 0.0))
+            found = train(program, round(budget))
+            last, before = time.perf_counter() - clock, points
+            points = points_of(found, program)
+            if points == before:  # it had stopped by itself
+                break
+            rows += [(last, *point) for point in points]
             spent, budget = spent + last, growth * budget
         return rows, -np.inf
 
     return run
+
+
+def as_network(network, program):
+    """Return the one row of a network, on the patterns of its own gates."""
+    return [(objective_of(network, program), 0.0)]
 
 
 def objective_of(network, program) -> float:
@@ -146,21 +155,21 @@ def pyscnn(program, max_iter, return_convex=False):
     return TwoLayerReLU(hidden, output)
 
 
-def projected_objective(model, program) -> float:
-    """Return the program's objective at pyscnn's weights, each projected on its cone.
+def with_cones(model, program):
+    """Return the rows of pyscnn's weights as a point of the program: as they are, and projected.
 
     pyscnn drops patterns that it has twice, which does not change the program. The projection of u
     on {u : A u >= 0} is u + A'b with the b >= 0 that makes it shortest (Moreau).
     """
     D = patterns_of(program.X, np.asarray(model.G)).astype(np.int8)
-    both = []
-    for weights in model.parameters:  # (1, P, d)
-        U = np.asarray(weights, dtype=np.float64)[0].T.copy()
+    raw = [np.asarray(weights, dtype=np.float64)[0].T for weights in model.parameters]  # (d, P)
+    projected = [U.copy() for U in raw]
+    for U in projected:
         for i in range(U.shape[1]):
             A = program.X * (2.0 * D[:, [i]] - 1.0)
             U[:, i] += A.T @ nnls(A.T, -U[:, i])[0]
-        both.append(U[None])
-    return replace(program, D=D).solution(*both).objective
+    points = [replace(program, D=D).solution(V[None], W[None]) for V, W in (raw, projected)]
+    return [(point.objective, point.cone_violation) for point in points]
 
 
 def gates_of(program):
@@ -183,13 +192,13 @@ RUNNERS = {
         iterative("projected_gradient", "ProjectedGradient", dtype="float64")
     ),
     "pyscnn": Runner(
-        budgets(partial(pyscnn, return_convex=True), projected_objective, PATIENCE, growth=2),
+        budgets(partial(pyscnn, return_convex=True), with_cones, PATIENCE, growth=2**0.5),
         ("nominal squared",),
     ),
-    "pyscnn*": Runner(budgets(pyscnn, objective_of), ("nominal squared",), own_patterns=True),
-    "Adam*": Runner(budgets(adam, objective_of), ("nominal squared",), own_patterns=True),
+    "pyscnn*": Runner(budgets(pyscnn, as_network), ("nominal squared",), own_patterns=True),
+    "Adam*": Runner(budgets(adam, as_network), ("nominal squared",), own_patterns=True),
     "train_certified*": Runner(
-        budgets(certified_descent, objective_of), ("soft hinge",), own_patterns=True
+        budgets(certified_descent, as_network), ("soft hinge",), own_patterns=True
     ),
 }
 

@@ -16,12 +16,12 @@ from numbers import Real
 import numpy as np
 from sklearn.base import clone
 
-from convexrobust.duality import Multipliers, _largest_residual
+from convexrobust.duality import _largest_residual
 from convexrobust.estimators.base import ConvexRobustEstimator
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import Solver
-from convexrobust.solvers.pricing import best_cone_multipliers
+from convexrobust.solvers.residuals import best_cone_multipliers, multipliers_at_zero
 
 _N_BETAS = 8
 _SMALLEST_SHARE = 1e-3  # of the largest beta, in the default grid
@@ -184,16 +184,14 @@ def largest_beta(program: ConvexProgram) -> float:
     float
         The smallest such beta, to a relative accuracy of 1e-6, if epsilon = 0 and the loss is
         differentiable at the zero network. Else an upper bound of it: one subgradient is tried
-        where there are several (the hinge with three classes), and perturbations of the slopes,
-        which could shorten the residuals, are not.
+        where there are several (the hinge with three classes), and two choices of the slopes'
+        perturbations, none and those towards 0.
     """
-    copies = np.bincount(program.samples)[program.samples]
-    weight = (program.weight[program.samples] / copies)[:, None]
-    margins = weight * program.loss.multipliers(program.margin_map.offsets)
-    P = program.D.shape[1]
-    zeros = [[np.zeros((len(r), P)) for r in rows] for rows in (program.rows_v, program.rows_w)]
-    point = best_cone_multipliers(program, Multipliers(margins, {}, *zeros))
-    return _largest_residual(program, point)
+    shrunk = multipliers_at_zero(program)
+    candidates = [shrunk]
+    if program.sets.radius > 0.0:
+        candidates.append(best_cone_multipliers(program, shrunk._replace(slopes={})))
+    return min(_largest_residual(program, point) for point in candidates)
 
 
 class _Recorder:

@@ -26,8 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convexrobust.backends import numpy as numpy_backend
 from convexrobust.duality import Multipliers, repaired
-from convexrobust.perturbations import DUAL_NORM, Neighbourhoods
+from convexrobust.perturbations import DUAL_NORM, Neighbourhoods, project_rows
 from convexrobust.program import ConvexProgram
 
 _BLOCK = 16  # accelerated steps before residuals are looked at again
@@ -87,6 +88,29 @@ def best_cone_multipliers(
         fit = fitted(neurons, b, exceeds_all, n_iter, at_once)
         cones[side.sign][side.output] = side.on_all_rows(fit.b)
     return point._replace(cones_v=cones[+1], cones_w=cones[-1])
+
+
+def multipliers_at_zero(program: ConvexProgram) -> Multipliers:
+    r"""Return a dual point that proves the zero network optimal, if it is, or nearly so.
+
+    The derivative of the loss at the zero network are the multipliers of the margins, and nothing
+    else will do where it has one. Each slope's perturbation moves its sample as near to 0 as its
+    set allows, which is a good choice, but not always the best; the cone rows follow from these.
+    """
+    copies = np.bincount(program.samples)[program.samples]
+    weight = (program.weight[program.samples] / copies)[:, None]
+    a = weight * program.loss.multipliers(program.margin_map.offsets)
+    T, sets, slopes = program.margin_map.directions, program.sets, {}
+    for e in set(program.margin_map.slope_of):
+        same = np.equal(program.margin_map.slope_of, e)  # margins that see it, or minus it
+        square = np.maximum(np.sum(T[:, e] ** 2, axis=1), np.finfo(float).tiny)
+        signs = np.einsum("kec,kc->ke", T[:, same], T[:, e]) / square[:, None]
+        aim = np.sum(signs * a[:, same], axis=1)[:, None] * sets.center
+        reach = sets.radius * a[:, same].sum(axis=1)[:, None] * sets.weights
+        slopes[e] = project_rows(numpy_backend, aim, reach, sets.p)
+    P = program.D.shape[1]
+    zeros = [[np.zeros((len(r), P)) for r in rows] for rows in (program.rows_v, program.rows_w)]
+    return best_cone_multipliers(program, Multipliers(a, slopes, *zeros))
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ from convexrobust.program import ConvexProgram, Progress, Solution
 from convexrobust.solvers.choice import default_solver, dense_solver
 from convexrobust.solvers.monitor import INTERRUPTED, warn_early
 from convexrobust.solvers.pricing import best_cone_multipliers, price
+from convexrobust.solvers.residuals import multipliers_at_zero
 from convexrobust.solvers.seeding import train_certified
 from convexrobust.threads import threads_for
 
@@ -61,7 +62,7 @@ class WorkingSet:
         Rounds at most.
     time_limit : float, optional
         Seconds after which to stop with the best point so far; a round ends then if its solver has
-        a ``time_limit``, as all have but `ConicSolver`.
+        a ``time_limit``.
     random_state : int
         For the first network and the pricing.
 
@@ -126,7 +127,7 @@ class WorkingSet:
             run = _Run(self, program, start)
             try:
                 for _ in range(self.max_rounds):
-                    if not (run.solve() and run.extend()):
+                    if not (run.solve() and run.extend()) or run.ended():
                         break
                 run.close_gap()
             except KeyboardInterrupt:  # between two solves; inside, the solver answers it
@@ -186,16 +187,19 @@ class _Run:
                 self._solve_by(solver)
         self.n_rounds += 1
         point = self._with_better_point(self.found)
-        self.last_is_best = self._rank(point) <= self._rank(self.best[0])
+        # Of the same point, which every round starts from, the closer bound.
+        best = self.best[0]
+        self.last_is_best = (*self._rank(point), point.gap) <= (*self._rank(best), best.gap)
         if self.last_is_best:
             self.best = point, self.program
         self.start = self.found  # goes on from here: its multipliers do not fit another point
         self.interrupted = self.found.status == INTERRUPTED
         improved = before - self.found.objective > _WORTH * self.options.tol * self.scale
         unsettled = self._open(self.found) or self.n_rounds == 1
-        return not self._ended() and (improved or unsettled)
+        return not self.ended() and (improved or unsettled)
 
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
+        """Tell whether it was interrupted, or its time is over."""
         return self.interrupted or self.seconds >= self.time_limit
 
     def _solve_by(self, solver):
@@ -246,7 +250,7 @@ class _Run:
 
     def close_gap(self):
         """Solve to the tolerance asked for, over the patterns found."""
-        if self._open(self.found) and not self._ended():
+        if self._open(self.found) and not self.ended():
             tol = self.options.tol * self.scale / max(self.best[0].objective, _TINY)
             entries = self.program.D.size * self.program.X.shape[1]
             max_iter = _FINAL if self.program.n_outputs == 1 else _FINAL_SEVERAL
@@ -259,6 +263,7 @@ class _Run:
         about_as_good = self.found.objective <= solution.objective + self.options.tol * self.scale
         if self._open(solution) and not self._open(self.found) and about_as_good:
             solution, program = self.found, self.solved
+        solution = self._with_bound_at_zero(solution, program)
         settled = self.nothing_new and self.last_is_best
         solution = replace(
             solution,
@@ -274,11 +279,26 @@ class _Run:
             return replace(solution, status="optimal")
         if self.interrupted:
             solution = replace(solution, status=INTERRUPTED)
+        elif self.seconds >= self.time_limit:
+            solution = replace(solution, status="time limit")
         elif solution.status == "optimal":  # to the inner solver's tolerance, which is looser
-            late = self.seconds >= self.time_limit
-            solution = replace(solution, status="time limit" if late else "gap open")
+            solution = replace(solution, status="gap open")
         warn_early(solution)
         return solution
+
+    def _with_bound_at_zero(self, solution, program) -> Solution:
+        """Return the solution with the bound that says that the zero network is best, if it does.
+
+        Solvers are slow to find it where perturbations are large.
+        """
+        nearly_zero = solution.objective >= (1.0 - self.options.tol) * self.scale
+        if not (nearly_zero and self._open(solution)):
+            return solution
+        multipliers = multipliers_at_zero(program)
+        bound = program.lower_bound(multipliers)
+        if bound <= solution.lower_bound:
+            return solution
+        return replace(solution, multipliers=multipliers, lower_bound=bound)
 
     def _open(self, solution, tol=None) -> bool:
         """Tell whether the gap is, or the point is outside the cones, where no gap says much."""

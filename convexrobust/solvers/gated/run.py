@@ -14,6 +14,8 @@ from convexrobust.solvers.gated.gates import Gates
 from convexrobust.solvers.gated.smoothing import SmoothLoss
 
 _COVARIANCE = 8  # products with all neurons that X'X may cost
+# Outputs of all neurons at a time: on a CPU they stay in its caches, with 256 rows at least.
+_ON_CPU, _ON_GPU, _FEWEST_ROWS = 2**16, 2**26, 256
 
 
 class Point(NamedTuple):
@@ -53,6 +55,9 @@ class Run:
         X = torch.as_tensor(np.require(program.sets.center, requirements="CW"), device=device)
         D = torch.as_tensor(np.array(program.D, dtype=np.int8), device=device)
         D = D.T.contiguous()
+        if chunk_size is None:
+            room = _ON_CPU if X.device.type == "cpu" else _ON_GPU
+            chunk_size = max(room // (program.n_outputs * len(D)), _FEWEST_ROWS)
         self.exact = Gates(X, D, torch.float64, chunk_size)
         self.gates = Gates(X.to(dtype), D.to(dtype), dtype, chunk_size)
         self.loss = SmoothLoss(program, device)
@@ -85,7 +90,8 @@ class Run:
     def covariance(self):
         """Eigenvalues and eigenvectors of X'X / n, of as many rows as cost a few products."""
         _, d, P = self.program.shape
-        X = self.gates.X[:: -(-d // (_COVARIANCE * P))]
+        step = -(-d // (_COVARIANCE * P))
+        X = self.gates.X[:: max(min(step, len(self.gates.X) // (8 * d)), 1)]
         return torch.linalg.eigh((X.T @ X).to(torch.float64) / len(X))
 
     def _first_lipschitz(self):

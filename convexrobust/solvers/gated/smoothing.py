@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,8 @@ from convexrobust.losses import (
     SquaredHinge,
 )
 from convexrobust.program import ConvexProgram
+
+_SHARPER = 2.0  # the factor by which kinks become sharper at a time
 
 
 class _Pieces(NamedTuple):
@@ -94,28 +95,33 @@ class SmoothLoss:
         return self.weight[:, None, None] * bend
 
     def rounding(self, F):
-        """Return how far the rounding raises the loss, and the bound of its derivative.
+        """Return how far the rounding raises the loss, and how far its bound is below its own.
 
-        The latter is softness * slope times the entropy of the shares: the rounded loss has it in
-        its conjugate, which the bound does without.
+        The latter is softness * slope times the entropy of the shares: the conjugate of the rounded
+        loss has it, which the valid bound does without.
         """
         top, share = self._top(F)
         entropy = -(share * share.clamp_min(1e-300).log()).sum(dim=1)
         lowered = self.softness * float((self.weight * self._slope(top)) @ entropy)
         return self.value(F) - self.true_value(F), lowered
 
-    def sharpen(self, F, factor=2.0):
-        """Make the kinks of a loss that has kinks sharper; return outputs of the same derivative.
+    def sharpen(self):
+        """Make the kinks of a loss that has kinks sharper."""
+        if not self.exact:
+            self.softness /= _SHARPER
+
+    def carried(self, F):
+        """Return outputs whose derivative is that of F before the kinks became sharper.
 
         Where the pieces are so much closer, the sharper softmax takes the same shares of them.
         """
         if self.exact:
             return F
-        self.softness /= factor
         pieces = self.pieces.shift - self._margins(F)
         if self.program.loss.task == "regression":  # one output, two pieces: the upper one counts
             pieces = 2.0 * pieces * (pieces == pieces.amax(dim=1, keepdim=True))
-        return F + (1.0 - 1.0 / factor) * torch.einsum("kce,ke->kc", self._inverse, pieces)
+        inverse = torch.linalg.pinv(self.directions)  # from margins to outputs
+        return F + (1.0 - 1.0 / _SHARPER) * torch.einsum("kce,ke->kc", inverse, pieces)
 
     def moved(self, f, step):
         """Return outputs from f towards f + step, where no share grows exponentially.
@@ -132,11 +138,6 @@ class SmoothLoss:
         growth = (climb - (share * climb).sum(dim=1, keepdim=True)) / self.softness
         largest = growth.amax(dim=1, keepdim=True).clamp_min(1e-12)
         return f + step * largest.log1p() / largest
-
-    @cached_property
-    def _inverse(self):
-        """The pseudo-inverse of the directions, from margins to outputs."""
-        return torch.linalg.pinv(self.directions)
 
     def _margins(self, F):
         return torch.einsum("kec,kc->ke", self.directions, F) + self.offsets

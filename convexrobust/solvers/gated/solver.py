@@ -17,6 +17,7 @@ from convexrobust.solvers.gated.run import Run
 from convexrobust.solvers.gated.weights_newton import Searched, newton
 
 _SMALL = 4000  # equations n C up to which they are solved by a Cholesky factorisation
+_KEPT = 20  # directions of conjugate gradients, if they are not larger than X
 _GRADIENT_STEPS = 25  # where Newton's method stalls
 _SHARE_LEFT = 0.5  # of what the rounding costs the bound: solved more exactly than that, it shrinks
 
@@ -100,8 +101,10 @@ def solve_gated(
     start : ndarray of shape (C, d, P), optional
         Where to start, by default U = 0.
     chunk_size : int, optional
-        Rows of X at a time, by default 512 on the CPU, whose caches hold these, and 65536 on a GPU:
-        no temporary is larger than chunk_size x C P (but the n C x n C matrices of small problems).
+        Rows of X at a time, by default as many as the caches of a CPU hold outputs of, or 64 Mi
+        numbers on a GPU: no temporary of the rows is larger than chunk_size x C P, but for the
+        n C x n C matrices of small problems. Large problems keep some vectors of the size of U, in
+        all not larger than X.
 
     Returns
     -------
@@ -124,9 +127,10 @@ def solve_gated(
     With n C <= 4000 it is the proximal point method, each point by semi-smooth Newton on the n C
     outputs (following Li, Sun and Toh, SIAM J. Optim. 28, 2018, but in the outputs instead of the
     multipliers, so that no conjugate is needed); above that Newton's method on the non-zero neurons
-    by conjugate gradients, preconditioned by the Kronecker product of X'X and D'D, with
-    accelerated gradient steps wherever that stalls. A loss with kinks is rounded by a softmax that
-    becomes sharper and sharper; its gap closes more slowly.
+    by conjugate gradients, with accelerated gradient steps wherever that stalls. These are
+    preconditioned by the Kronecker product of X'X and D'D plus the curvature of the penalty, and by
+    the directions of the last Newton step. A loss with kinks is rounded by a softmax that becomes
+    sharper as the rounded problem is solved; its gap closes more slowly.
     """
     _check_arguments(program, tol, dtype, chunk_size, start)
     run = Run(program, getattr(torch, dtype), device, chunk_size)
@@ -207,14 +211,16 @@ def _proximal_steps(run: Run, first) -> Iterator[None]:
         yield
         if n_steps < MAX_STEPS:  # solved, so that the next point may be farther off
             sigma *= 10.0 if n_steps < 5 else (3.0 if run.loss.exact else 1.0)
-            point = point._replace(f=run.loss.sharpen(point.f))
+            run.loss.sharpen()
+            point = point._replace(f=run.loss.carried(point.f))
         else:
             sigma /= 3.0
 
 
 def _weight_steps(run: Run, first) -> Iterator[None]:
     """Yield there and after every improvement by Newton's method, or gradients where it stalls."""
-    point, searched = run.certify(first), Searched()
+    n, (C, _, P) = len(run.program.X), run.program.shape
+    point, searched = run.certify(first), Searched(min(_KEPT, n // (2 * C * P)))
     yield
     while True:
         point, well = newton(run, point, searched)
@@ -223,14 +229,17 @@ def _weight_steps(run: Run, first) -> Iterator[None]:
             point = accelerate(run, point, _GRADIENT_STEPS)
             yield
         if not run.loss.exact and _solved_as_rounded(run, point):
-            run.loss.sharpen(point.F)
+            run.loss.sharpen()
             point = run.certify(point.U, point.F)
 
 
 def _solved_as_rounded(run: Run, point) -> bool:
-    """Tell whether the rounding costs more of the gap at a point than what is left to solve."""
+    """Tell whether the rounded program's own gap is small beside what the rounding costs.
+
+    The point is the one certified last.
+    """
     _, _, objective, bound = run.history[-1]
     raised, lowered = run.loss.rounding(point.F)
-    # Of the rounded program the objective is higher than that, and the bound is as well.
+    # Both the objective of the rounded program and its bound are higher.
     left = (objective + raised) - (bound + lowered)
     return left <= _SHARE_LEFT * lowered

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 
 from convexrobust.solvers.gated.first_order import gradient_step
 from convexrobust.solvers.gated.run import Point, Run
 
-_KEPT = 20  # directions
+_MOST_STEPS = 60  # of conjugate gradients
 _FORCING = 0.1  # relative residual that is left: less costs more products in all, measured
 
 
 class Searched:
     """Directions of the last conjugate gradients, which precondition the next.
 
-    With S of one direction a column, each of length 1 in the norm of the matrix A, Y = A S and the
+    With directions s of length 1 in the norm of the matrix A in the columns of S, Y = A S, and the
     preconditioner H it is (I - S Y') H (I - Y S') + S S': exact on these directions if A did not
     change (Gratton, Sartenaer and Tshimanga, SIAM J. Optim. 21, 2011). A Newton matrix hardly does.
+
+    Parameters
+    ----------
+    most : int
+        How many to keep.
     """
 
-    def __init__(self):
-        self.active, self.S, self.Y = None, None, None
+    def __init__(self, most):
+        self.most, self.active = most, None
+        self.S = self.Y = None  # transposed: a direction a row
+
+    def forget(self):
+        """Forget them: the next matrix is another one."""
+        self.active = self.S = self.Y = None
 
     def keep(self, pairs, active):
-        """Keep the last pairs (direction, its image); ``active`` is where they are not 0."""
-        pairs = pairs[-_KEPT:]
-        self.active = active if pairs else None
+        """Keep pairs (direction, its image); ``active`` is where they are not 0."""
+        self.forget()
         if pairs:
+            self.active = active
             self.S, self.Y = (torch.stack(each).flatten(1) for each in zip(*pairs, strict=True))
 
     def improve(self, precondition, active):
@@ -58,7 +70,7 @@ def newton(run: Run, point: Point, searched: Searched) -> tuple[Point, bool]:
     step = torch.zeros_like(point.U)
     step[:, :, patterns] = _direction(run, point, patterns, active, searched)
     run.n_iter += 1
-    return _searched(run, point, step)
+    return _line_search(run, point, step)
 
 
 def _direction(run, point, patterns, active, searched):
@@ -76,7 +88,7 @@ def _direction(run, point, patterns, active, searched):
     precondition = _preconditioner(run, gates.D, bend, pull, active)
     precondition = searched.improve(precondition, whole)
     gradient = (point.G[:, :, patterns] + run.beta * unit) * active
-    step, pairs = _conjugate_gradients(hessian, precondition, -gradient, _FORCING, 60)
+    step, pairs = _conjugate_gradients(hessian, precondition, -gradient, searched.most)
     searched.keep(pairs, whole)
     return step
 
@@ -87,19 +99,19 @@ def _preconditioner(run, D, bend, pull, active):
     Scaled by the roots of the pulls, its second term is the identity and one basis diagonalises it.
     """
     s, Q = run.covariance
-    scale = pull.sqrt().reciprocal()
+    scale = active / pull.sqrt()
     e, B = torch.linalg.eigh(scale[:, :, None] * (D @ D.T / D.shape[1]) * scale[:, None])
     mean_bend = torch.diagonal(bend.sum(dim=0))
     spectrum = 1.0 + mean_bend[:, None] * s[:, None, None].clamp_min(0.0) * e.clamp_min(0.0)
 
     def apply(V):
         inner = torch.einsum("dj,dcp,cpq->jcq", Q, V * scale, B) / spectrum
-        return torch.einsum("dj,jcq,cpq->dcp", Q, inner, B) * scale * active
+        return torch.einsum("dj,jcq,cpq->dcp", Q, inner, B) * scale
 
     return apply
 
 
-def _searched(run, point, step) -> tuple[Point, bool]:
+def _line_search(run, point, step) -> tuple[Point, bool]:
     """Return the first point along the halved step that lowers the rounded objective."""
     along, t = run.exact.outputs(step), 1.0
     pull = (point.U * step).sum(dim=0) / point.U.norm(dim=0).clamp_min(1e-300)
@@ -113,24 +125,24 @@ def _searched(run, point, step) -> tuple[Point, bool]:
     return point, False
 
 
-def _conjugate_gradients(matrix, precondition, b, tol, max_iter):
+def _conjugate_gradients(matrix, precondition, b, n_kept):
     """Solve matrix(x) = b nearly, in the norm of the preconditioner.
 
-    Return x, and the directions searched with what the matrix makes of them.
+    Return x, and the last directions searched with what the matrix makes of them.
     """
-    x, r, searched = torch.zeros_like(b), b, []
+    x, r, pairs = torch.zeros_like(b), b, deque(maxlen=n_kept)
     p = z = precondition(r)
     first = rz = float((r * z).sum())
-    for _ in range(max_iter):
-        if rz <= tol**2 * first:
+    for _ in range(_MOST_STEPS):
+        if rz <= _FORCING**2 * first:
             break
         Ap = matrix(p)
         curvature = float((p * Ap).sum())
-        if curvature <= 0.0:
+        if not curvature > 0.0:  # true of a NaN, too
             break
-        searched.append((p / curvature**0.5, Ap / curvature**0.5))
+        pairs.append((p / curvature**0.5, Ap / curvature**0.5))
         x, r = x + (rz / curvature) * p, r - (rz / curvature) * Ap
         z = precondition(r)
         rz, previous = float((r * z).sum()), rz
         p = z + (rz / previous) * p
-    return x, searched
+    return x, pairs

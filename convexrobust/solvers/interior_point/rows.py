@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 _IN_CACHE = 1_000_000  # numbers
+_SHIFT = 1e-15  # of a diagonal, relative to the trace
 
+
+def factors(blocks):
+    """Return the Cholesky factors of blocks, with what rounding took of their diagonals."""
+    shift = _SHIFT * np.trace(blocks, axis1=1, axis2=2)[:, None, None]
+    return np.linalg.cholesky(blocks + shift * np.eye(blocks.shape[1]))
 
 
 class DenseRows:
@@ -82,12 +88,13 @@ class ProductRows:
         _, first, kind = np.unique(self.kind, return_index=True, return_inverse=True)
         squares = np.zeros((len(first), *blocks.shape[1:]))
         np.add.at(squares, kind, blocks.transpose(0, 2, 1) @ blocks)
-        roots = np.linalg.cholesky(squares).transpose(0, 2, 1)
-        G = 0.0
+        roots = factors(squares).transpose(0, 2, 1)
+        n, n_margins, _ = self.h.shape
+        G = np.zeros((n * n_margins,) * 2)
         for part in np.array_split(np.arange(len(first)), self._n_parts(len(first))):
             some = first[part]
             N = ProductRows(self.h[..., some], self.X, some).scaled(roots[part])
-            G = G + N.T @ N
+            G += N.T @ N
         return G
 
     def _n_parts(self, n_neurons) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, null_space
 
 from convexrobust.solvers.interior_point.iterate import Iterate
-from convexrobust.solvers.interior_point.rows import DenseRows, ProductRows
+from convexrobust.solvers.interior_point.rows import DenseRows, ProductRows, factors
 
 _REFINEMENTS, _EXACT = 3, 1e-11  # of the linear solves, at most, and residuals that are good
 _POOR = 1e-8  # residuals for which a slower factor is worth its time
@@ -261,7 +261,7 @@ def _by_normal_equations(B, M):
 
     By Woodbury's formula: fast, but its rounding grows with the square of M.
     """
-    inverse = _inverse_factors(B)
+    inverse = np.linalg.inv(factors(B))
     G = M.gram(inverse)
     G.flat[:: len(G) + 1] += 1.0
     factor = cho_factor(G, lower=True, check_finite=False)
@@ -278,7 +278,7 @@ def _by_normal_equations(B, M):
 
 def _by_singular_vectors(B, M):
     """Return the same, in the range of M and across it apart: slower, but accurate."""
-    inverse = _inverse_factors(B)
+    inverse = np.linalg.inv(factors(B))
     U, values, _ = np.linalg.svd(M.scaled(inverse), full_matrices=False)
 
     def solve(r):
@@ -290,12 +290,6 @@ def _by_singular_vectors(B, M):
         return _times(inverse.transpose(0, 2, 1), y.reshape(r.shape))
 
     return solve
-
-
-def _inverse_factors(B):
-    """Return the inverses of the Cholesky factors of blocks."""
-    shift = 1e-15 * np.trace(B, axis1=1, axis2=2)[:, None, None] * np.eye(B.shape[1])
-    return np.linalg.inv(np.linalg.cholesky(B + shift))
 
 
 def _times(blocks, r):

@@ -1,24 +1,10 @@
-"""The element-wise passes of an iteration of `ADMM`, compiled by numba (an optional dependency).
-
-Each does for arrays in memory what the tensors of `ADMM` do in several passes; the formulas are
-explained there: `margin_prox`, `balance`, `cones`, `reach`, `kronecker`. They are for
-`FusedIteration`, which multiplies the matrices in between.
-"""
+"""The proximal step of the margins and their slopes; see `margin_prox` and `balance`."""
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-
-def compiled(function):
-    """Compile a function at its first call, and keep the result on disk where that is possible."""
-    # Sums may be taken in any order, as in BLAS; infinities and NaN keep their meaning.
-    options = {"fastmath": {"reassoc", "contract", "nsz", "arcp"}, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to write to
-        return njit(**options)(function)
+from convexrobust.solvers.kernels.compiling import compiled
 
 
 @compiled
@@ -261,75 +247,6 @@ def _wright(c):
 
 
 @compiled
-def settle(gaps, caps, opposite, kappa, b, signed):
-    """Set the multipliers b of cone rows or slacks (m, P), and their products with the signs.
-
-    The signs S are minus ``opposite``.
-    """
-    m, P = gaps.shape
-    inverse = 1.0 / kappa
-    for r in range(m):
-        for i in range(P):
-            b[r, i] = min(max(gaps[r, i] * inverse, 0.0), caps[r])
-            signed[r, i] = -opposite[r, i] * b[r, i]
-
-
-@compiled
-def move_gaps(gaps, products, opposite, reaches, b, kappa, relaxation):
-    """Move the gaps (m, P) towards those at new weights: reaches (1 or m, P) less S (X U)."""
-    m, P = gaps.shape
-    for r in range(m):
-        reach = reaches[r if len(reaches) > 1 else 0]
-        for i in range(P):
-            aim = reach[i] + opposite[r, i] * products[r, i] + kappa * b[r, i]
-            gaps[r, i] += relaxation * (aim - gaps[r, i])
-
-
-@compiled
-def relax(state, x, z, relaxation):
-    """Add the step of Douglas and Rachford to a state of any shape."""
-    s, x, z = state.reshape(-1), x.reshape(-1), z.reshape(-1)
-    for j in range(len(s)):
-        s[j] += relaxation * (x[j] - z[j])
-
-
-@compiled
-def right_side(product, pulled, state, z, weights, out):
-    """Set ``out`` to what a product X'H or R'T and the state aim at, all of one shape."""
-    of_product, of_pulled, of_state = weights
-    h, b, s, z = product.reshape(-1), pulled.reshape(-1), state.reshape(-1), z.reshape(-1)
-    aim = out.reshape(-1)
-    for j in range(len(s)):
-        aim[j] = of_product * h[j] + of_pulled * b[j] + of_state * (2.0 * z[j] - s[j])
-
-
-@compiled
-def separate(right, of_slopes, weight, total, difference):
-    """Set the right-hand sides of V + W and of V - W (d, C, P), from those of V and W (2, C, d, P).
-
-    ``of_slopes`` (C, d, P) is what the slopes say of V - W, with a weight.
-    """
-    d, n_outputs, P = total.shape
-    for j in range(d):
-        for c in range(n_outputs):
-            for i in range(P):
-                v, w = right[0, c, j, i], right[1, c, j, i]
-                total[j, c, i] = v + w
-                difference[j, c, i] = v - w + weight * of_slopes[c, j, i]
-
-
-@compiled
-def join(total, difference, out):
-    """Set V and W (2, C, d, P) from their sum and difference (d, C, P)."""
-    d, n_outputs, P = total.shape
-    for c in range(n_outputs):
-        for j in range(d):
-            for i in range(P):
-                out[0, c, j, i] = (total[j, c, i] + difference[j, c, i]) / 2.0
-                out[1, c, j, i] = (total[j, c, i] - difference[j, c, i]) / 2.0
-
-
-@compiled
 def move_slopes(M, outputs, directions, z, x, relaxation):
     """Set the slopes x (E, n, d) from those of the outputs (C, n, d), and move the state M."""
     n_margins, n, _ = M.shape
@@ -348,106 +265,3 @@ def move_slopes(M, outputs, directions, z, x, relaxation):
             old, copy = M[e, k], z[e, k]
             for j in range(len(new)):
                 old[j] += relaxation * (new[j] - copy[j])
-
-
-@compiled
-def move_product(product, at_new, pulled, factor, relaxation):
-    """Move a product X'H or R'T towards that of the new weights, all of one shape."""
-    h, new, b = product.reshape(-1), at_new.reshape(-1), pulled.reshape(-1)
-    for j in range(len(h)):
-        h[j] += relaxation * (new[j] + factor * b[j] - h[j])
-
-
-@compiled
-def shrink(Z, threshold, out):
-    """Shorten the columns of Z (d, P) by the threshold."""
-    d, P = Z.shape
-    factor = np.zeros(P, Z.dtype)
-    for j in range(d):
-        for i in range(P):
-            factor[i] += Z[j, i] * Z[j, i]
-    for i in range(P):
-        factor[i] = max(1.0 - threshold / max(np.sqrt(factor[i]), 1e-30), 0.0)
-    for j in range(d):
-        for i in range(P):
-            out[j, i] = factor[i] * Z[j, i]
-
-
-@compiled
-def shared_prox(Z, A, axes, weights, t, z, bound):
-    """Take the joint step of weights Z (d, P) and bounds A (P,) of their weighted l1 norms.
-
-    The multipliers t (P,) are moved by one Newton step, in place.
-    """
-    beta, rho_z, rho_a = weights
-    d, P = Z.shape
-    _clip_and_shrink(Z, axes, t, beta, rho_z, z)
-    norm, fall = np.zeros(P, Z.dtype), np.zeros(P, Z.dtype)
-    for j in range(d):
-        for i in range(P):
-            norm[i] += axes[j] * abs(z[j, i])
-            fall[i] += axes[j] * axes[j] if z[j, i] != 0.0 else 0.0
-    for i in range(P):
-        excess = A[i] + t[i] / rho_a - norm[i]
-        t[i] = max(t[i] - excess / (1.0 / rho_a + fall[i] / rho_z), 0.0)
-    _clip_and_shrink(Z, axes, t, beta, rho_z, z)
-    norm[:] = 0.0
-    for j in range(d):
-        for i in range(P):
-            norm[i] += axes[j] * abs(z[j, i])
-    for i in range(P):
-        bound[i] = max(norm[i], A[i] + t[i] / rho_a)
-
-
-@compiled
-def _clip_and_shrink(Z, axes, t, beta, rho, out):
-    d, P = Z.shape
-    for j in range(d):
-        for i in range(P):
-            reach = axes[j] / rho * t[i]
-            out[j, i] = Z[j, i] - min(max(Z[j, i], -reach), reach)
-    shrink(out, beta / rho, out)
-
-
-@compiled
-def box_prox(Z, A, weights, n_steps, rounding, factor, z, bound):
-    """Take the joint step of weights Z (d, P) and bounds A (d, P) of their sizes.
-
-    The factors by which the norm shrinks the columns (P,) are moved by Newton steps, in place.
-    """
-    beta, rho_z, rho_a = weights
-    d, P = Z.shape
-    threshold, kappa = beta / rho_z, rho_z / rho_a
-    low, high = np.full(P, -1.0), np.full(P, 2.0)  # not met yet
-    square, bent, inverse = np.empty(P, Z.dtype), np.empty(P, Z.dtype), np.empty(P, Z.dtype)
-    for _ in range(n_steps):
-        square[:] = 0.0
-        bent[:] = 0.0
-        inverse[:] = 1.0 / (factor + kappa)
-        for j in range(d):
-            for i in range(P):
-                size = abs(Z[j, i])
-                cut = min(size, max(A[j, i] + kappa * size, 0.0) * inverse[i])
-                square[i] += cut * cut
-                bent[i] += cut * cut if cut < size else 0.0
-        for i in range(P):
-            length = max(np.sqrt(square[i]), 1e-30)
-            slope = length + (1.0 - factor[i]) * bent[i] * inverse[i] / length
-            value = (1.0 - factor[i]) * length - threshold
-            low[i] = factor[i] if value > 0.0 else low[i]
-            high[i] = factor[i] if value < 0.0 else high[i]
-            found = min(max(factor[i] + value / slope, 0.0), 1.0)
-            inside = low[i] < found < high[i] or abs(value) <= rounding * threshold
-            bracketed = low[i] >= 0.0 and high[i] <= 1.0
-            factor[i] = (low[i] + high[i]) / 2.0 if bracketed and not inside else found
-    inverse[:] = 1.0 / (factor + kappa)
-    for j in range(d):
-        for i in range(P):
-            size = abs(Z[j, i])
-            cut = min(size, max(A[j, i] + kappa * size, 0.0) * inverse[i])
-            z[j, i] = cut if Z[j, i] > 0.0 else -cut
-            bound[j, i] = A[j, i] + kappa * (size - cut)
-    shrink(z, threshold, z)
-    for j in range(d):
-        for i in range(P):
-            bound[j, i] = max(bound[j, i], abs(z[j, i]))
