@@ -74,7 +74,7 @@ def main():
     X, y = load_breast_cancer(return_X_y=True)
     X, y = StandardScaler().fit_transform(X), np.where(y == 1, 1, -1)
     ball = LpBall(np.inf, 0.1)
-    ConvexRobustClassifier(epsilon=0.1).fit(X[:20], y[:20])  # imports and compilation
+    ConvexRobustClassifier(epsilon=0.1).fit(X[:200], y[:200])  # imports and compilation
     train_two_layer(X[:20], y[:20], ball=ball, attack="pgd", n_epochs=1)
     for seed in range(1 if options.smoke else options.seeds):
         compare(*((X[:60], y[:60]) if options.smoke else (X, y)), ball, seed)

@@ -4,7 +4,8 @@
 
 Robust part: soft hinge program at one beta, l-inf epsilon. `train_certified` minimises the same
 certified objective over networks of 128 neurons, by Adam, from 5 seeds. `WorkingSet` is started
-twice: with the time of three of these trainings as its limit, and until its gap is closed. Goal of
+twice: with the time of 2.9 of these trainings as its limit (it looks at the clock every 50
+iterations, and must be done within 3), and until its gap is closed. Goal of
 the first: a certified training objective below the best of the five on every data set, by 10 % on
 average ("diff"). "times" is the ratio to one training, "to beat" that of the first iterate below
 the best of the five.
@@ -48,6 +49,7 @@ from convexrobust.certificates import certify, margin_bounds
 from convexrobust.deep import train_two_layer
 from convexrobust.solvers import WorkingSet, train_certified
 
+LIMIT = 2.9  # trainings
 BETAS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SMOOTHINGS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.0)  # of the hinge, for L-BFGS one after the other
 
@@ -159,9 +161,9 @@ def robust(name, epsilon, options):
     program = program_of(X, y, epsilon, 1e-3)
     runs = [timed(descent, program, seed, options.smoke) for seed in range(options.seeds)]
     best = min(objective_of(program, network) for network, _ in runs)
-    seconds = np.mean([seconds for _, seconds in runs])
+    seconds = np.median([seconds for _, seconds in runs])
     line = f"{name:<15}{len(X):6d}{X.shape[1]:5d}{epsilon:6.2f}{best:12.5f}{seconds:6.1f} |"
-    for limit in (3.0 * seconds, None):
+    for limit in (LIMIT * seconds, None):
         solution, taken = timed(WorkingSet(time_limit=limit).solve, program)
         line += f"{solution.objective:9.5f}{solution.lower_bound:9.5f}{solution.D.shape[1]:5d}"
         line += f"{taken:6.1f}{solution.objective / best - 1:8.1%}{taken / seconds:6.1f} |"
