@@ -187,9 +187,7 @@ class _Run:
                 self._solve_by(solver)
         self.n_rounds += 1
         point = self._with_better_point(self.found)
-        # Of the same point, which every round starts from, the closer bound.
-        best = self.best[0]
-        self.last_is_best = (*self._rank(point), point.gap) <= (*self._rank(best), best.gap)
+        self.last_is_best = self._merit(point) <= self._merit(self.best[0])
         if self.last_is_best:
             self.best = point, self.program
         self.start = self.found  # goes on from here: its multipliers do not fit another point
@@ -222,6 +220,10 @@ class _Run:
     def _rank(self, solution):
         """Points inside the cones come first: outside, an objective may be below the optimum."""
         return solution.cone_violation > self.options.tol, solution.objective
+
+    def _merit(self, solution):
+        """Of equal points, as a round leaves that is cut off, one with a close bound is first."""
+        return *self._rank(solution), solution.gap if self._open(solution) else 0.0
 
     def _with_better_point(self, found) -> Solution:
         """Return the solution, at the weights of the start if these are better."""

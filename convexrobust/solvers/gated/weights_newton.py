@@ -30,13 +30,9 @@ class Searched:
         self.most, self.active = most, None
         self.S = self.Y = None  # transposed: a direction a row
 
-    def forget(self):
-        """Forget them: the next matrix is another one."""
-        self.active = self.S = self.Y = None
-
     def keep(self, pairs, active):
-        """Keep pairs (direction, its image); ``active`` is where they are not 0."""
-        self.forget()
+        """Keep pairs (direction, its image) alone; ``active`` is where they are not 0."""
+        self.active = self.S = self.Y = None
         if pairs:
             self.active = active
             self.S, self.Y = (torch.stack(each).flatten(1) for each in zip(*pairs, strict=True))
