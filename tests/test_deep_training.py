@@ -823,6 +823,7 @@ def test_misuse_of_the_loop_is_an_error(message, change):
 # ------------------------------------------------------------------ train: several processes
 
 SCRIPT = """
+import os
 import sys
 import numpy as np
 import torch
@@ -848,6 +849,7 @@ history = train(
 torch.save([history["loss"].tolist(), model.state_dict()], f"{folder}/{rank}of{n_processes}.pt")
 if n_processes > 1:
     torch.distributed.destroy_process_group()
+    os._exit(0)  # threads of gloo may abort the interpreter's own way out
 """
 
 
@@ -870,6 +872,7 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
 
 
 RESUMING = """
+import os
 import sys
 import numpy as np
 import torch
@@ -923,7 +926,8 @@ try:
     raise AssertionError("another checkpoint in the other process was taken")
 except ValueError as error:
     assert "checkpoint must be the same in all processes" in str(error)
-torch.distributed.destroy_process_group()  # its threads may outlive the interpreter otherwise
+torch.distributed.destroy_process_group()
+os._exit(0)  # threads of gloo may abort the interpreter's own way out
 """
 
 
