@@ -84,6 +84,21 @@ def test_a_zero_network_is_proven_best_where_all_points_can_be_moved_to_zero(los
     assert solution.gap <= 1e-2 * zero.objective
 
 
+def test_a_bound_that_was_not_priced_is_about_the_patterns_used(monkeypatch):
+    def nothing_new(program, multipliers, **options):
+        return np.zeros((len(program.X), 0), dtype=np.int8)
+
+    monkeypatch.setattr(working_set, "price", nothing_new)
+    X = np.random.default_rng(0).normal(size=(20, 100))
+    X, y = np.hstack([X, np.ones((20, 1))]), np.tile([1, -1], 10)
+    D = sample_patterns(X, 8, random_state=0)
+    program = ConvexProgram(X, y, D, Hinge(), GroupLasso(1e-3), LpBall(np.inf, 50.0))
+    solver = InteriorPoint(max_iter=1)  # leaves the bound open
+    solution = WorkingSet(solver=solver, width=0).solve(program)
+    assert solution.status == "optimal"  # by the bound at zero, of which nobody asked prices
+    assert solution.lower_bound_scope == "patterns"
+
+
 def test_goes_on_from_its_own_solution():
     program = gaussian_program(Hinge(), 0.1, n=30, d=4)
     first = WorkingSet(solver=InteriorPoint(), max_rounds=1).solve(program)

@@ -265,8 +265,8 @@ class _Run:
         about_as_good = self.found.objective <= solution.objective + self.options.tol * self.scale
         if self._open(solution) and not self._open(self.found) and about_as_good:
             solution, program = self.found, self.solved
-        solution = self._with_bound_at_zero(solution, program)
-        settled = self.nothing_new and self.last_is_best
+        priced, solution = solution, self._with_bound_at_zero(solution, program)
+        settled = self.nothing_new and self.last_is_best and solution is priced
         solution = replace(
             solution,
             D=program.D,

@@ -103,8 +103,8 @@ def solve_gated(
     chunk_size : int, optional
         Rows of X at a time, by default as many as the caches of a CPU hold outputs of, or 64 Mi
         numbers on a GPU: no temporary of the rows is larger than chunk_size x C P, but for the
-        n C x n C matrices of small problems. Large problems keep some vectors of the size of U, in
-        all not larger than X.
+        n C x n C matrices of small problems. Large problems keep up to 40 vectors of the size of U,
+        if these are not larger than X.
 
     Returns
     -------
