@@ -15,6 +15,7 @@ from convexrobust.program import FORMULATIONS, ConvexProgram
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint, solver, system
+from convexrobust.solvers.interior_point import data as interior_data
 from convexrobust.solvers.interior_point import rows as interior_rows
 from convexrobust.solvers.interior_point.data import Data, Neurons
 from convexrobust.solvers.interior_point.iterate import Iterate
@@ -208,6 +209,45 @@ def test_rows_as_products_are_the_rows_themselves(n_margins, in_cache, monkeypat
     assert products.pull(a) == pytest.approx(dense.pull(a))
     assert products.scaled(blocks) == pytest.approx(dense.scaled(blocks))
     assert products.gram(blocks) == pytest.approx(dense.gram(blocks))
+
+
+@pytest.mark.parametrize("n_margins", [1, 3])
+def test_compiled_grams_leave_out_rows_of_zeros(n_margins):
+    kernels = pytest.importorskip("convexrobust.solvers.kernels")
+    rng = np.random.default_rng(0)
+    h = rng.normal(size=(9, n_margins, 4)) * rng.integers(0, 2, size=(9, 1, 4))
+    rows = ProductRows(h, rng.normal(size=(9, 3)), np.arange(4))
+    roots = np.linalg.cholesky(np.eye(3) + np.ones((3, 3)) * np.arange(4)[:, None, None])
+    active, dense = rows._gram_active(roots, kernels), rows._gram_dense(roots)
+    assert active == pytest.approx(np.tril(dense))
+    assert rows._zeros() > 0.0
+
+
+def test_a_solve_by_compiled_grams_is_the_same(monkeypatch):
+    pytest.importorskip("convexrobust.solvers.kernels")
+    monkeypatch.setattr(system, "_SMALL", 0)
+    program = small_program(Hinge(), NOMINAL, "hard", D=few_patterns(Hinge(), n=12, P=20), n=12)
+    dense = InteriorPoint(tol=1e-8).solve(program)
+    monkeypatch.setattr(interior_rows, "_WORTH_CALLS", 0.0)
+    monkeypatch.setattr(ProductRows, "_gram_dense", lambda *_: pytest.fail("a dense gram"))
+    compiled = InteriorPoint(tol=1e-8).solve(program)
+    assert compiled.objective == pytest.approx(dense.objective, rel=1e-7)
+    assert compiled.status == "optimal"
+
+
+def test_inverse_factors():
+    rng = np.random.default_rng(0)
+    A = rng.normal(size=(5, 4, 4))
+    blocks = A @ A.transpose(0, 2, 1) + np.eye(4)
+    inverses = interior_rows.inverse_factors(blocks)
+    assert inverses == pytest.approx(np.linalg.inv(np.linalg.cholesky(blocks)), abs=1e-12)
+
+
+def test_squares_are_kept_or_not(monkeypatch):
+    program = small_program(Hinge(), NOMINAL, "hard")
+    kept = InteriorPoint(tol=1e-8).solve(program)
+    monkeypatch.setattr(interior_data, "_MANY", 0)
+    assert InteriorPoint(tol=1e-8).solve(program).objective == pytest.approx(kept.objective)
 
 
 def test_normal_equations_without_a_factor_are_no_end(monkeypatch):

@@ -13,8 +13,9 @@ from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import InteriorPoint, WorkingSet, monitor, train_certified, working_set
-from convexrobust.solvers.residuals import multipliers_at_zero
-from tests.cases import BALLS, LOSSES, name, small_data, small_program
+from convexrobust.solvers.constant import best_constant
+from convexrobust.solvers.residuals import multipliers_at_zero, multipliers_from_margins
+from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
 
 
 def gaussian_program(loss, epsilon, n=14, d=4, seed=0, beta=0.02):
@@ -82,6 +83,75 @@ def test_a_zero_network_is_proven_best_where_all_points_can_be_moved_to_zero(los
     solution = WorkingSet(width=8).solve(program)
     assert solution.status == "optimal"
     assert solution.gap <= 1e-2 * zero.objective
+
+
+def classes_out_of_balance(ball, loss, n_outputs=1, **options):
+    n = 20
+    y = np.where(np.arange(n) < 8, -1, 1) if n_outputs == 1 else np.arange(n) % 4 % 3  # 10, 5, 5
+    X = np.hstack([np.random.default_rng(0).normal(size=(n, 100)), np.ones((n, 1))])
+    D = sample_patterns(X, 8, random_state=0)
+    regularizer = GroupLasso(1e-3)
+    return ConvexProgram(X, y, D, loss, regularizer, ball, n_outputs=n_outputs, **options)
+
+
+@pytest.mark.parametrize("loss", MARGIN_LOSSES, ids=name)
+@pytest.mark.parametrize("n_outputs", [1, 3])
+@pytest.mark.parametrize("formulation", ["soft", "one-sided", "hard"])
+def test_a_constant_network_is_proven_best_under_large_perturbations(loss, n_outputs, formulation):
+    program = classes_out_of_balance(
+        LpBall(np.inf, 50.0), loss, n_outputs=n_outputs, formulation=formulation
+    )
+    solution = WorkingSet().solve(program)
+    assert solution.status == "optimal"
+    assert solution.gap <= 1e-6
+    if formulation == "soft":  # else the search takes patterns for better whose residual is 0
+        assert solution.lower_bound_scope == "all patterns, not refuted"
+    constant = (solution.V - solution.W).sum(axis=2)
+    assert np.all(constant[:, :-1] == 0.0)
+    larger_class = constant[0, -1] > 0.0 if n_outputs == 1 else np.argmax(constant[:, -1]) == 0
+    assert larger_class
+
+
+def test_no_solution_is_worse_than_a_constant_network():
+    program = classes_out_of_balance(LpBall(np.inf, 3.0), Hinge())
+    program = replace(program, D=1 - program.D[:, :4])  # none is active on all rows
+    solver = InteriorPoint(max_iter=1)
+    with pytest.warns(ConvergenceWarning):
+        solution = WorkingSet(solver=solver, width=0, max_rounds=1).solve(program)
+    larger = replace(program, D=solution.D)
+    assert solution.objective <= 0.81  # of the constant network; of that of zeros: 1
+    again = larger.solution(solution.V, solution.W).objective
+    assert again == pytest.approx(solution.objective, rel=1e-12)
+    assert solution.lower_bound == pytest.approx(larger.lower_bound(solution.multipliers))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
+def test_best_constant_network(loss):
+    """It is the best point of the program whose features are all 0, copies and weights included."""
+    X, y = small_data(loss.task, n=12)
+    X = np.hstack([np.zeros_like(X), np.ones((12, 1))])
+    weight, D = np.linspace(0.0, 1.0, 12), np.ones((12, 1), dtype=np.int8)
+    program = ConvexProgram(
+        X, y, D, loss, GroupLasso(0.02), LpBall(2, 0.0), "hard", sample_weight=weight
+    )
+    optimum = InteriorPoint(1e-9).solve(program)
+    constant = best_constant(program)
+    assert constant.objective == pytest.approx(optimum.objective, rel=1e-6)
+    point = program.solution(*constant.weights(program))
+    assert point.objective == pytest.approx(optimum.objective, rel=1e-6)
+    bound = program.lower_bound(multipliers_from_margins(program, constant.margins))
+    assert bound == pytest.approx(optimum.objective, rel=1e-6)
+    copies = np.repeat(np.arange(12), 2)
+    doubled = replace(program, X=X[copies], y=y[copies], D=D[copies], copy_of=copies)
+    assert best_constant(doubled).objective == pytest.approx(constant.objective, rel=1e-9)
+    assert best_constant(doubled).margins[::2] == pytest.approx(constant.margins / 2.0)
+
+
+def test_without_an_intercept_the_best_constant_network_is_zero():
+    program = gaussian_program(Squared(), 0.1)
+    constant = best_constant(program)
+    assert constant.objective == program.solution(*np.zeros((2, *program.shape))).objective
+    assert not constant.outputs.any()
 
 
 def test_a_bound_that_was_not_priced_is_about_the_patterns_used(monkeypatch):

@@ -91,15 +91,27 @@ def best_cone_multipliers(
 
 
 def multipliers_at_zero(program: ConvexProgram) -> Multipliers:
-    r"""Return a dual point that proves the zero network optimal, if it is, or nearly so.
+    """Return a dual point that proves the zero network optimal, if it is, or nearly so."""
+    return multipliers_from_margins(program, margins_at_zero(program))
 
-    The derivative of the loss at the zero network are the multipliers of the margins, and nothing
-    else will do where it has one. Each slope's perturbation moves its sample as near to 0 as its
-    set allows, which is a good choice, but not always the best; the cone rows follow from these.
+
+def margins_at_zero(program: ConvexProgram) -> np.ndarray:
+    """Return the derivative of the loss at the zero network as multipliers of margins (n, E).
+
+    Where it has one, nothing else can prove the zero network optimal.
     """
     copies = np.bincount(program.samples)[program.samples]
     weight = (program.weight[program.samples] / copies)[:, None]
-    a = weight * program.loss.multipliers(program.margin_map.offsets)
+    return weight * program.loss.multipliers(program.margin_map.offsets)
+
+
+def multipliers_from_margins(program: ConvexProgram, a, **options) -> Multipliers:
+    r"""Return a dual point with given multipliers a (n, E) of the margins.
+
+    Each slope's perturbation moves its sample as near to 0 as its set allows, which is a good
+    choice where perturbations are large, but not always the best; the cone rows follow from these,
+    with the ``options`` of `best_cone_multipliers`.
+    """
     T, sets, slopes = program.margin_map.directions, program.sets, {}
     for e in set(program.margin_map.slope_of):
         same = np.equal(program.margin_map.slope_of, e)  # margins that see it, or minus it
@@ -110,7 +122,7 @@ def multipliers_at_zero(program: ConvexProgram) -> Multipliers:
         slopes[e] = project_rows(numpy_backend, aim, reach, sets.p)
     P = program.D.shape[1]
     zeros = [[np.zeros((len(r), P)) for r in rows] for rows in (program.rows_v, program.rows_w)]
-    return best_cone_multipliers(program, Multipliers(a, slopes, *zeros))
+    return best_cone_multipliers(program, Multipliers(a, slopes, *zeros), **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +247,9 @@ class Neurons:
         R, gap = self.left_over(b)
         length, cap = np.linalg.norm(R, axis=0), self.cap
         if not np.isfinite(cap).all():
-            cap = 10.0 * (b.max(axis=0) + np.linalg.norm(self.G, axis=0) / self.size)
+            size = np.linalg.norm(self.sets.center, axis=1)[:, None]  # no help from perturbations
+            size = np.where(size > 0.0, size, self.size)
+            cap = 10.0 * (b.max(axis=0) + np.linalg.norm(self.G, axis=0) / size)
         missing = np.sum(np.where(gap > 0.0, cap - b, -b) * gap, axis=0)
         return length, length - missing / np.where(length > 0.0, length, 1.0)
 

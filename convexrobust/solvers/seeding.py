@@ -13,6 +13,7 @@ import numpy as np
 
 from convexrobust.network import TwoLayerReLU
 from convexrobust.perturbations import DUAL_NORM
+from convexrobust.solvers.memory import keep_freed
 
 _DECAY_1, _DECAY_2, _TINY = 0.9, 0.999, 1e-12
 _ARRAYS = 8  # of the size of rows times neurons in a step of training
@@ -65,7 +66,7 @@ def train_certified(
     rng = np.random.default_rng(random_state)
     U, A = _first_weights(program, width, rng) if start is None else _weights_of(start, program)
     bound, adam = _CertifiedBound(program), _Adam([U, A])
-    _keep_memory(_ARRAYS * len(program.X) * U.shape[1])
+    keep_freed(_ARRAYS * len(program.X) * U.shape[1])
     for step in range(n_steps):
         share = min(1.0, (step + 1) / (warmup * n_steps)) if warmup > 0.0 else 1.0
         gradients = bound.gradients(U, A, share)
@@ -73,15 +74,6 @@ def train_certified(
         U, A = adam.step([U, A], gradients, rate)
     hidden, output = _balanced(U, A)
     return TwoLayerReLU(hidden, output, intercept=program.intercept)
-
-
-def _keep_memory(n_numbers):
-    """Make glibc keep that much memory when it is freed; other C libraries do not mind.
-
-    It gives back what exceeds twice the largest block that it has seen freed. Without one as large
-    as the arrays of a step together, every step fetches its memory anew, in most of its time.
-    """
-    np.empty(n_numbers)
 
 
 class _CertifiedBound:

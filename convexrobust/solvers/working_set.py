@@ -20,9 +20,10 @@ from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram, Progress, Solution
 from convexrobust.solvers.choice import default_solver, dense_solver
+from convexrobust.solvers.constant import ConstantNetwork, best_constant
 from convexrobust.solvers.monitor import INTERRUPTED, warn_early
 from convexrobust.solvers.pricing import best_cone_multipliers, price
-from convexrobust.solvers.residuals import multipliers_at_zero
+from convexrobust.solvers.residuals import multipliers_from_margins
 from convexrobust.solvers.seeding import train_certified
 from convexrobust.threads import threads_for
 
@@ -34,8 +35,10 @@ _STUCK = 0.2  # gap after those of a round, as `WorkingSet.tol`: on standardised
 _LARGE, _FINAL_LARGE = 5e8, 400  # entries n d P from which these have to do at the end
 _SEED_ROWS = 4000  # rows that the first network is trained on, at most
 _RESIDUAL_ACCURACY, _RESIDUAL_STEPS = 1e-2, 500  # of the multipliers that price
+_POOR = 0.5  # objective of a first network that constant ones may beat, as `WorkingSet.tol`
+_PROVEN = 1e-6  # gap of a constant network that no other one is worth a look beside, likewise
 _WORTH = 0.25  # improvement, in units of the tolerance, for which another round is worth it
-_TINY = np.finfo(float).tiny
+_TINY, _ROUNDING = np.finfo(float).tiny, 1e-9
 
 
 class WorkingSet:
@@ -72,6 +75,9 @@ class WorkingSet:
     (``lower_bound_scope`` "patterns"). If pricing found no pattern that would improve on it, the
     scope is "all patterns, not refuted": pricing is a heuristic search, so that this is no proof.
     `convexrobust.solvers.pricing.global_lower_bound` is one, for small data.
+
+    Where the first network is not far better than that of zeros, the best constant network is a
+    candidate, too: under large perturbations solvers are slow to find it and to prove it best.
 
     References
     ----------
@@ -126,6 +132,7 @@ class WorkingSet:
         with threads_for(program.D.size * program.X.shape[1]):
             run = _Run(self, program, start)
             try:
+                run.look_at_constant()
                 for _ in range(self.max_rounds):
                     if not (run.solve() and run.extend()) or run.ended():
                         break
@@ -148,6 +155,8 @@ class _Run:
         self.history: list[Progress] = []
         self.nothing_new = self.interrupted = self.last_is_best = False
         self.program, self.start = self._first(program, start)
+        self.constant: ConstantNetwork | None = None  # to beat
+        self.constant_may_be_best = False
         self.found = self.start or program.solution(zero, zero)
         self.solved = self.program if self.start else program  # what `found` is a point of
         self.best = self.found, self.solved
@@ -172,6 +181,21 @@ class _Run:
         program = replace(program, D=D)
         return program, program.solution(V, W)
 
+    def look_at_constant(self):
+        """Find the best constant network, and make sure that the program has its pattern.
+
+        Not if the first network is far better than that of zeros: it is hardly worth the time.
+        """
+        if self.start is not None and self.start.objective < _POOR * self.scale:
+            return
+        constant = best_constant(self.program)
+        if constant.outputs.any():
+            everywhere = np.ones((len(self.program.X), 1), dtype=np.int8)
+            point = self.start or self.program.solution(*np.zeros((2, *self.program.shape)))
+            self.program, point = joined(self.program, point, everywhere)
+            self.start = self.start and point
+        self.constant, self.constant_may_be_best = constant, True
+
     @property
     def seconds(self):
         """Wall time so far."""
@@ -180,11 +204,12 @@ class _Run:
     def solve(self, tol=_ROUGH_TOL, max_iter=_ROUGH, stuck=_STUCK) -> bool:
         """Solve the restricted program from ``start``; return whether there is time for another."""
         before = self.best[0].objective
-        self._solve_by(self.options.solver or default_solver(self.program, tol, max_iter))
-        if self.options.solver is None and self.found.status == "iteration limit":
-            solver = dense_solver(self.program, tol) if self._open(self.found, stuck) else None
-            if solver is not None:
-                self._solve_by(solver)
+        if not self._constant_is_best():
+            self._solve_by(self.options.solver or default_solver(self.program, tol, max_iter))
+            if self.options.solver is None and self.found.status == "iteration limit":
+                solver = dense_solver(self.program, tol) if self._open(self.found, stuck) else None
+                if solver is not None:
+                    self._solve_by(solver)
         self.n_rounds += 1
         point = self._with_better_point(self.found)
         self.last_is_best = self._merit(point) <= self._merit(self.best[0])
@@ -195,6 +220,24 @@ class _Run:
         improved = before - self.found.objective > _WORTH * self.options.tol * self.scale
         unsettled = self._open(self.found) or self.n_rounds == 1
         return not self.ended() and (improved or unsettled)
+
+    def _constant_is_best(self) -> bool:
+        """Tell whether the start is no better than a constant network, and that is proven best.
+
+        Take it then: solvers are slow to find it where perturbations are large.
+        """
+        if self.start is None or not self.constant_may_be_best:
+            return False
+        if self.start.objective < self.constant.objective * (1.0 - _ROUNDING):
+            return False
+        found = self.program.solution(*self.constant.weights(self.program), solver="best_constant")
+        found = self._with_bound_of_constant(found, self.program, n_iter=_RESIDUAL_STEPS)
+        if self._open(found, _PROVEN):
+            self.constant_may_be_best = False
+            return False
+        self.found, self.solved = found, self.program
+        self.nothing_new = False  # until its own multipliers have been priced
+        return True
 
     def ended(self) -> bool:
         """Tell whether it was interrupted, or its time is over."""
@@ -210,7 +253,7 @@ class _Run:
             # Only the last round has to converge; `finished` tells how it ended.
             warnings.simplefilter("ignore", ConvergenceWarning)
             found = solver.solve(self.program, self.start)
-        self.found, self.solved = found, self.program  # together, whatever interrupts the solver
+        self.found, self.solved = self._or_constant(found), self.program
         self.history += [
             row._replace(n_iter=self.n_iter + row.n_iter, seconds=begun + row.seconds)
             for row in self.found.history
@@ -230,8 +273,7 @@ class _Run:
         start = self.start
         if start is None or self._rank(found) <= self._rank(start):
             return found
-        names = ("V", "W", "objective", "cone_violation")
-        return replace(found, **{name: getattr(start, name) for name in names})
+        return _moved(found, start)
 
     def extend(self) -> bool:
         """Let unused patterns leave and the most violated ones join; return False without any."""
@@ -245,6 +287,8 @@ class _Run:
         new = price(self.program, multipliers, **options)
         used = np.any(solution.V != 0.0, axis=(0, 1)) | np.any(solution.W != 0.0, axis=(0, 1))
         used[0] |= not used.any()
+        if self.constant is not None:
+            used |= np.all(self.program.D, axis=0)
         program, start = _kept(self.program, solution, used)
         self.program, self.start = joined(program, start, new)
         self.nothing_new = new.shape[1] == 0
@@ -265,7 +309,11 @@ class _Run:
         about_as_good = self.found.objective <= solution.objective + self.options.tol * self.scale
         if self._open(solution) and not self._open(self.found) and about_as_good:
             solution, program = self.found, self.solved
-        priced, solution = solution, self._with_bound_at_zero(solution, program)
+        priced = solution
+        if self.constant is not None and self._open(solution):
+            nearly = self.constant.objective - self.options.tol * self.scale
+            if solution.objective >= nearly:
+                solution = self._with_bound_of_constant(solution, program)
         settled = self.nothing_new and self.last_is_best and solution is priced
         solution = replace(
             solution,
@@ -288,15 +336,21 @@ class _Run:
         warn_early(solution)
         return solution
 
-    def _with_bound_at_zero(self, solution, program) -> Solution:
-        """Return the solution with the bound that says that the zero network is best, if it does.
+    def _or_constant(self, found) -> Solution:
+        """Return what a solver found, at the weights of the constant network if that is better.
 
-        Solvers are slow to find it where perturbations are large.
+        If it is clearly better: of two points about as good, one that is constant says less.
         """
-        nearly_zero = solution.objective >= (1.0 - self.options.tol) * self.scale
-        if not (nearly_zero and self._open(solution)):
-            return solution
-        multipliers = multipliers_at_zero(program)
+        if self.constant is None:
+            return found
+        clearly = self.constant.objective + _WORTH * self.options.tol * self.scale
+        if self._rank(found) <= (False, clearly):
+            return found
+        return _moved(found, self.program.solution(*self.constant.weights(self.program)))
+
+    def _with_bound_of_constant(self, solution, program, **options) -> Solution:
+        """Return the solution, with the bound of the constant network if that is better."""
+        multipliers = multipliers_from_margins(program, self.constant.margins, **options)
         bound = program.lower_bound(multipliers)
         if bound <= solution.lower_bound:
             return solution
@@ -307,6 +361,12 @@ class _Run:
         outside, _ = self._rank(solution)
         tol = self.options.tol if tol is None else tol
         return outside or not solution.gap <= tol * self.scale
+
+
+def _moved(solution, point) -> Solution:
+    """Return a solution at the weights of another point of the same program."""
+    names = ("V", "W", "objective", "cone_violation")
+    return replace(solution, **{name: getattr(point, name) for name in names})
 
 
 def _some_rows(program, rng) -> ConvexProgram:

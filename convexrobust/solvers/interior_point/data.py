@@ -137,11 +137,17 @@ class Data:
 
     @cached_property
     def squares(self):
-        """The products x_f x_g of every cone row (N, d^2); None where these are many."""
+        """The products x_f x_g of every cone row, f <= g, and the column of each pair (d, d).
+
+        None where these are many.
+        """
         N, d = self.X_cone.shape
-        if N * d * d > _MANY:
+        f, g = np.triu_indices(d)
+        if N * len(f) > _MANY:
             return None
-        return (self.X_cone[:, :, None] * self.X_cone[:, None, :]).reshape(N, d * d)
+        place = np.empty((d, d), dtype=np.intp)
+        place[f, g] = place[g, f] = np.arange(len(f))
+        return self.X_cone[:, f] * self.X_cone[:, g], place
 
     @property
     def nothing_but_centers(self) -> bool:

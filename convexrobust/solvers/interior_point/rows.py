@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg.lapack import dtrtri
+
+from convexrobust.solvers.optional import compiled_kernels
 
 _IN_CACHE = 1_000_000  # numbers
+# Multiplications saved a gram that are worth the calls of compiled kernels, and loading them.
+_WORTH_CALLS, _WORTH_LOADING = 2e7, 1e9
 _SHIFT = 1e-15  # of a diagonal, relative to the trace
 
 
@@ -12,6 +17,14 @@ def factors(blocks):
     """Return the Cholesky factors of blocks, with what rounding took of their diagonals."""
     shift = _SHIFT * np.trace(blocks, axis1=1, axis2=2)[:, None, None]
     return np.linalg.cholesky(blocks + shift * np.eye(blocks.shape[1]))
+
+
+def inverse_factors(blocks):
+    """Return the inverses of the Cholesky factors of blocks."""
+    inverses = factors(blocks)
+    for at, factor in enumerate(inverses):  # many times as fast as to solve for them all
+        inverses[at] = dtrtri(factor.T)[0].T  # the transposes are what LAPACK takes as they are
+    return inverses
 
 
 class DenseRows:
@@ -71,7 +84,7 @@ class ProductRows:
 
     def pull(self, a):
         """Return the transpose times a (n, E), as (J, d)."""
-        return np.matmul(a[:, None], self.h)[:, 0].T @ self.X
+        return np.einsum("ke,kej->kj", a, self.h).T @ self.X
 
     def mixed(self, roots):
         """Return the rows of each sample times its matrix of ``roots`` (n, E', E)."""
@@ -84,16 +97,48 @@ class ProductRows:
         return (products * self.h.transpose(2, 0, 1)[:, None]).reshape(n_neurons * d, -1)
 
     def gram(self, blocks):
-        """Return N'N (n E, n E) for N = scaled(blocks), from one part for each kind of neuron."""
+        """Return N'N (n E, n E) for N = scaled(blocks), from one part for each kind of neuron.
+
+        Of a large one, by compiled kernels, only the lower triangle.
+        """
         _, first, kind = np.unique(self.kind, return_index=True, return_inverse=True)
-        squares = np.zeros((len(first), *blocks.shape[1:]))
-        np.add.at(squares, kind, blocks.transpose(0, 2, 1) @ blocks)
-        roots = factors(squares).transpose(0, 2, 1)
-        n, n_margins, _ = self.h.shape
+        squares = blocks.transpose(0, 2, 1) @ blocks
+        others = np.setdiff1d(np.arange(len(kind)), first)  # of a kind there are two at most
+        squares[first[kind[others]]] += squares[others]
+        roots = factors(squares[first])
+        kinds = ProductRows(self.h[..., first], self.X, self.kind[first])
+        saved = kinds._zeros()
+        if saved > _WORTH_CALLS:
+            kernels = compiled_kernels(load=saved > _WORTH_LOADING)
+            if kernels is not None:
+                return kinds._gram_active(roots, kernels)
+        return kinds._gram_dense(roots)
+
+    def _zeros(self) -> float:
+        """Return how many of a gram's multiplications are by rows of zeros."""
+        active = np.count_nonzero(self.h, axis=(0, 1))
+        n, n_margins, n_neurons = self.h.shape
+        zeros = n_neurons * float(n * n_margins) ** 2 - np.sum(active.astype(float) ** 2)
+        return zeros * self.X.shape[1] / 2.0
+
+    def _gram_active(self, roots, kernels):
+        """Return the lower triangle of a gram, a neuron at a time, without its rows of zeros."""
+        n, n_margins, n_neurons = self.h.shape
+        h = np.ascontiguousarray(self.h.reshape(-1, n_neurons).T)
         G = np.zeros((n * n_margins,) * 2)
-        for part in np.array_split(np.arange(len(first)), self._n_parts(len(first))):
-            some = first[part]
-            N = ProductRows(self.h[..., some], self.X, some).scaled(roots[part])
+        for values, root in zip(h, roots, strict=True):
+            rows = np.flatnonzero(values)
+            N = (values[rows, None] * self.X[rows // n_margins]) @ root
+            kernels.add_at(G, rows, N @ N.T)
+        return G
+
+    def _gram_dense(self, roots):
+        """Return a gram, as many neurons at a time as stay in the caches."""
+        n, n_margins, n_neurons = self.h.shape
+        G = np.zeros((n * n_margins,) * 2)
+        for part in np.array_split(np.arange(n_neurons), self._n_parts(n_neurons)):
+            some = ProductRows(self.h[..., part], self.X, self.kind[part])
+            N = some.scaled(roots[part].transpose(0, 2, 1))
             G += N.T @ N
         return G
 

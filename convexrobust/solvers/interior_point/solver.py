@@ -9,14 +9,18 @@ from convexrobust.solvers.interior_point.data import Data, Neurons
 from convexrobust.solvers.interior_point.iterate import Iterate
 from convexrobust.solvers.interior_point.left_out import LeftOut
 from convexrobust.solvers.interior_point.newton import newton_step
+from convexrobust.solvers.memory import keep_freed
 from convexrobust.solvers.monitor import Monitor
 
 _FEWEST = 8  # neurons in play
+_ARRAYS = 50  # of the size of rows times neurons in a step, and of the systems
 # Unknowns up to which all neurons are in play: robust cones leave few neurons at the optimum, soft
 # ones many, and nominal ones have a Newton system whose size is that of the rows.
 _ROBUST_UNKNOWNS, _SOFT_UNKNOWNS, _NOMINAL_UNKNOWNS = 1000, 6000, 40_000
 _IDLE = 0.15  # times the relative gap: shorter than that by the longest, and a neuron is dropped
-_FIRST_LEVEL = 0.1  # relative gap at which the neurons left out are looked at first
+_FIRST_LEVEL = 0.1  # relative gap at which the iterate is certified first
+_CLOSER = 0.3  # the next time, by that much
+_LAST_DROP = 1e-3  # relative gap down to which dropping neurons saves enough steps
 _VIOLATED = 0.01  # share of the relative gap that a dual residual may exceed beta by
 
 
@@ -99,6 +103,7 @@ class _Run:
 
     def _begin(self, neurons):
         """Start anew, with these neurons in play."""
+        keep_freed(_ARRAYS * len(self.program.X) * len(neurons.signs))
         self.iterate = Iterate(Data(self.program, neurons))
         self.level = _FIRST_LEVEL  # the relative gap at which the iterate is certified next
 
@@ -132,7 +137,7 @@ class _Run:
             self._take_in(distances)
         else:
             self._drop_idle()
-            self.level = max(self.monitor.tol, 0.1 * self.level)
+            self.level = max(self.monitor.tol, _CLOSER * self.level)
         return False
 
     def _take_in(self, distances):
@@ -144,13 +149,9 @@ class _Run:
         self._begin(in_play.joined_by(more))
 
     def _drop_idle(self):
-        """Take the neurons that seem to be 0 out of play: their residuals will be checked.
-
-        Only the first two times, while that may save many steps.
-        """
-        if not self.may_drop:
+        """Take the neurons that seem to be 0 out of play: their residuals will be checked."""
+        if not self.may_drop or self.level < _LAST_DROP:
             return
-        self.may_drop = self.level == _FIRST_LEVEL
         idle = self.iterate.idle(_IDLE * self.level)
         if not idle.any() or idle.all():
             return

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, null_space
 
 from convexrobust.solvers.interior_point.iterate import Iterate
-from convexrobust.solvers.interior_point.rows import DenseRows, ProductRows, factors
+from convexrobust.solvers.interior_point.rows import DenseRows, ProductRows, inverse_factors
 
 _REFINEMENTS, _EXACT = 3, 1e-11  # of the linear solves, at most, and residuals that are good
 _POOR = 1e-8  # residuals for which a slower factor is worth its time
@@ -170,7 +170,8 @@ class System:
         X, reach, d = data.X_cone, data.reach, data.X.shape[1]
         B = np.zeros((len(self.iterate.U), data.size, data.size))
         if data.squares is not None:
-            B[:, :d, :d] = (row_weight.T @ data.squares).reshape(-1, d, d)
+            values, place = data.squares
+            B[:, :d, :d] = (row_weight.T @ values)[:, place]
         else:
             B[:, :d, :d] = np.matmul(X.T * row_weight.T[:, None, :], X)
         cross = np.einsum("kj,kf,kr->jfr", data.S * row_weight, X, reach, optimize=True)
@@ -261,7 +262,7 @@ def _by_normal_equations(B, M):
 
     By Woodbury's formula: fast, but its rounding grows with the square of M.
     """
-    inverse = np.linalg.inv(factors(B))
+    inverse = inverse_factors(B)
     G = M.gram(inverse)
     G.flat[:: len(G) + 1] += 1.0
     factor = cho_factor(G, lower=True, check_finite=False)
@@ -278,7 +279,7 @@ def _by_normal_equations(B, M):
 
 def _by_singular_vectors(B, M):
     """Return the same, in the range of M and across it apart: slower, but accurate."""
-    inverse = np.linalg.inv(factors(B))
+    inverse = inverse_factors(B)
     U, values, _ = np.linalg.svd(M.scaled(inverse), full_matrices=False)
 
     def solve(r):

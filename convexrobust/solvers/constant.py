@@ -1,0 +1,100 @@
+r"""The best constant network: what a program has to beat, and what proves that none can.
+
+A neuron whose only weight is that of the intercept is active on every point, perturbed or not.
+Networks of such neurons are constant: C numbers :math:`o`, one an output, with the objective
+
+.. math:: \sum_y w_y\, \ell(y, o) + \beta \|o\|_1, \qquad w_y\ \text{the weight of the target}\ y.
+
+That is the same program with no other feature and one row for each target, which takes no time. Its
+multipliers, spread over the samples, are a dual point of the whole program, which proves the
+constant network optimal where perturbations are so large that nothing else is. General solvers are
+slow to find either: far from the optimum they follow features that the perturbations wipe out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from convexrobust.perturbations import LpBall
+from convexrobust.program import ConvexProgram
+from convexrobust.solvers.interior_point import InteriorPoint
+from convexrobust.solvers.monitor import INTERRUPTED
+from convexrobust.solvers.residuals import margins_at_zero
+
+_TOL = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantNetwork:
+    """The best constant network of a program.
+
+    Attributes
+    ----------
+    objective : float
+        Its objective.
+    outputs : ndarray of shape (C,)
+        What it answers; zeros without an intercept.
+    margins : ndarray of shape (n, E)
+        Multipliers of the margins of the program's rows: those of `multipliers_from_margins` prove
+        it best, whatever the patterns, where perturbations can move every point to 0.
+    """
+
+    objective: float
+    outputs: np.ndarray
+    margins: np.ndarray
+
+    def weights(self, program: ConvexProgram) -> np.ndarray:
+        """Return V and W (2, C, d, P) in a program that has the pattern active on all rows."""
+        weights = np.zeros((2, *program.shape))
+        if self.outputs.any():
+            (everywhere,) = np.flatnonzero(np.all(program.D, axis=0))[:1]
+            weights[:, :, -1, everywhere] = np.maximum([self.outputs, -self.outputs], 0.0)
+        return weights
+
+
+def best_constant(program: ConvexProgram) -> ConstantNetwork:
+    """Return the best constant network of a program; the zero network if none is better.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After Ctrl-C: there is nothing to return then.
+    """
+    if not program.intercept:
+        zero = program.solution(*np.zeros((2, *program.shape))).objective
+        return ConstantNetwork(zero, np.zeros(program.n_outputs), margins_at_zero(program))
+    small, kind = _without_features(program)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of a gap of 1e-8, say
+        found = InteriorPoint(_TOL).solve(small)
+    if found.status == INTERRUPTED:
+        raise KeyboardInterrupt
+    # The rows of a target share its multiplier, the copies of a sample that of the sample.
+    samples = program.samples
+    share = program.weight[samples] / np.bincount(samples)[samples]
+    share /= np.maximum(small.weight[kind], np.finfo(float).tiny)
+    margins = found.multipliers.margins[kind] * share[:, None]
+    return ConstantNetwork(found.objective, (found.V - found.W)[:, 0, 0], margins)
+
+
+def _without_features(program):
+    """Return the program of constant networks, and the row there of each row (n,)."""
+    of_sample = np.asarray(program.y)[program.copies[:, 0]]
+    targets, kind = np.unique(of_sample, return_inverse=True)
+    one = np.ones((len(targets), 1))
+    small = ConvexProgram(
+        one,
+        targets,
+        one.astype(np.int8),
+        program.loss,
+        program.regularizer,
+        LpBall(np.inf, 0.0),
+        formulation="hard",
+        sample_weight=np.bincount(kind, program.weight),
+        n_outputs=program.n_outputs,
+    )
+    return small, kind[program.samples]
