@@ -73,6 +73,7 @@ def best_constant(program: ConvexProgram) -> ConstantNetwork:
         found = InteriorPoint(_TOL).solve(small)
     if found.status == INTERRUPTED:
         raise KeyboardInterrupt
+    assert found.multipliers is not None  # it certifies its last iterate, whatever ended it
     # The rows of a target share its multiplier, the copies of a sample that of the sample.
     samples = program.samples
     share = program.weight[samples] / np.bincount(samples)[samples]

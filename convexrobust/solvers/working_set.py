@@ -155,8 +155,9 @@ class _Run:
         self.history: list[Progress] = []
         self.nothing_new = self.interrupted = self.last_is_best = False
         self.program, self.start = self._first(program, start)
-        self.constant: ConstantNetwork | None = None  # to beat
-        self.constant_may_be_best = False
+        # The constant network to beat, and the same as long as it may be proven best.
+        self.constant: ConstantNetwork | None = None
+        self.to_prove: ConstantNetwork | None = None
         self.found = self.start or program.solution(zero, zero)
         self.solved = self.program if self.start else program  # what `found` is a point of
         self.best = self.found, self.solved
@@ -194,7 +195,7 @@ class _Run:
             point = self.start or self.program.solution(*np.zeros((2, *self.program.shape)))
             self.program, point = joined(self.program, point, everywhere)
             self.start = self.start and point
-        self.constant, self.constant_may_be_best = constant, True
+        self.constant = self.to_prove = constant
 
     @property
     def seconds(self):
@@ -226,14 +227,15 @@ class _Run:
 
         Take it then: solvers are slow to find it where perturbations are large.
         """
-        if self.start is None or not self.constant_may_be_best:
+        start, constant = self.start, self.to_prove
+        if start is None or constant is None:
             return False
-        if self.start.objective < self.constant.objective * (1.0 - _ROUNDING):
+        if start.objective < constant.objective * (1.0 - _ROUNDING):
             return False
-        found = self.program.solution(*self.constant.weights(self.program), solver="best_constant")
-        found = self._with_bound_of_constant(found, self.program, n_iter=_RESIDUAL_STEPS)
+        found = self.program.solution(*constant.weights(self.program), solver="best_constant")
+        found = _with_bound_of(constant, found, self.program, n_iter=_RESIDUAL_STEPS)
         if self._open(found, _PROVEN):
-            self.constant_may_be_best = False
+            self.to_prove = None
             return False
         self.found, self.solved = found, self.program
         self.nothing_new = False  # until its own multipliers have been priced
@@ -313,7 +315,7 @@ class _Run:
         if self.constant is not None and self._open(solution):
             nearly = self.constant.objective - self.options.tol * self.scale
             if solution.objective >= nearly:
-                solution = self._with_bound_of_constant(solution, program)
+                solution = _with_bound_of(self.constant, solution, program)
         settled = self.nothing_new and self.last_is_best and solution is priced
         solution = replace(
             solution,
@@ -348,19 +350,20 @@ class _Run:
             return found
         return _moved(found, self.program.solution(*self.constant.weights(self.program)))
 
-    def _with_bound_of_constant(self, solution, program, **options) -> Solution:
-        """Return the solution, with the bound of the constant network if that is better."""
-        multipliers = multipliers_from_margins(program, self.constant.margins, **options)
-        bound = program.lower_bound(multipliers)
-        if bound <= solution.lower_bound:
-            return solution
-        return replace(solution, multipliers=multipliers, lower_bound=bound)
-
     def _open(self, solution, tol=None) -> bool:
         """Tell whether the gap is, or the point is outside the cones, where no gap says much."""
         outside, _ = self._rank(solution)
         tol = self.options.tol if tol is None else tol
         return outside or not solution.gap <= tol * self.scale
+
+
+def _with_bound_of(constant, solution, program, **options) -> Solution:
+    """Return the solution, with the bound of a constant network if that is better."""
+    multipliers = multipliers_from_margins(program, constant.margins, **options)
+    bound = program.lower_bound(multipliers)
+    if bound <= solution.lower_bound:
+        return solution
+    return replace(solution, multipliers=multipliers, lower_bound=bound)
 
 
 def _moved(solution, point) -> Solution:
