@@ -89,7 +89,7 @@ def test_interior_point_for_nominal_cones():
 
 
 def test_the_choice_loads_numba_only_where_it_may_matter(monkeypatch):
-    monkeypatch.setattr(choice, "compiled_kernels", lambda: pytest.fail("kernels are asked for"))
+    monkeypatch.setattr(choice, "_kernels", lambda: pytest.fail("kernels are asked for"))
     default_solver(program_of(50, 10, 20), tol=1e-6)
 
 

@@ -18,7 +18,7 @@ from convexrobust import (
     SquaredHinge,
     sample_patterns,
 )
-from convexrobust.solvers import ADMM, InteriorPoint, fused, optional
+from convexrobust.solvers import ADMM, InteriorPoint, choice, fused
 from convexrobust.solvers.admm import _Splitting
 from convexrobust.solvers.choice import kernels_for
 from convexrobust.solvers.tensors import scalar_like
@@ -223,13 +223,13 @@ def test_a_numba_that_cannot_be_imported_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)  # its import fails
     monkeypatch.setitem(sys.modules, "convexrobust.solvers.kernels", None)
     monkeypatch.delattr("convexrobust.solvers.kernels", raising=False)
-    monkeypatch.setattr(optional, "installed", lambda module: True)
-    optional._kernels.cache_clear()
+    monkeypatch.setattr(choice, "_has", lambda module: True)
+    choice._kernels.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="cannot be imported"):
             assert _Splitting(program, like, None).fused is None
     finally:
-        optional._kernels.cache_clear()
+        choice._kernels.cache_clear()
 
 
 def test_where_nothing_can_be_kept_it_compiles_all_the_same(monkeypatch):

@@ -17,7 +17,6 @@ from scipy.optimize import nnls
 from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust import ConicSolver, TwoLayerReLU, patterns_of
-from convexrobust.solvers.optional import compiled_kernels
 
 TOL = 1e-6  # certified gap
 ENDLESS = 10**9  # iterations: only the time limit or the gap ends a run
@@ -218,7 +217,6 @@ def measure(solver, program_name, limit):
 
 def warm_up(runner, objective):
     """Solve a tiny program of that objective, so that no solver is charged for imports."""
-    compiled_kernels()
     (tiny,) = SMOKE_DATA
     runner.run(named(f"{tiny}, {objective}"), 1.0)
 

@@ -5,9 +5,8 @@
 
 Programs: robust hinge, soft at l-inf epsilon 0.1 and hard at 0.05, beta 1e-3; nominal hard squared
 loss, beta = 1 % of the smallest beta with a zero optimum. Each solver runs in a fresh process on
-one thread, after a tiny program that all imports are charged to, of compiled kernels too. Iterative
-solvers stop at a certified gap of 1e-6 or at the limit; Clarabel has ten times that, and so has
-"pyscnn".
+one thread, after a tiny program that all imports are charged to. Iterative solvers stop at a
+certified gap of 1e-6 or at the limit; Clarabel has ten times that, and so has "pyscnn".
 
 "cvxpy as written" is the formula of the program as it stands, given to cvxpy and solved by
 Clarabel; "Clarabel" is `ConicSolver`, which models the program with fewer and sparser cones.

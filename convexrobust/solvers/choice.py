@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +13,6 @@ from convexrobust.losses import Logistic
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.solvers.conic import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint
-from convexrobust.solvers.optional import compiled_kernels, installed
 
 _DENSE = 2000  # unknowns, or outputs of all rows, up to which dense factorisations take seconds
 # Relative gaps from which on ADMM is quicker even there: of soft programs, with perturbations or
@@ -67,7 +69,7 @@ def default_solver(
             return InteriorPoint(1e-4 if tol is None else tol)
     elif size <= 20 * _DENSE or not _splits_copies(program):
         return ConicSolver()
-    if not installed("torch"):
+    if not _has("torch"):
         return ConicSolver()
     from convexrobust.solvers.admm import ADMM  # imports torch
 
@@ -91,7 +93,26 @@ def kernels_for(program: ConvexProgram):
     there.
     """
     boxes = program.sets.radius == 0.0 or program.sets.p == np.inf
-    return compiled_kernels() if boxes and program.copy_of is None else None
+    return _kernels() if boxes and program.copy_of is None and _has("numba") else None
+
+
+@lru_cache
+def _kernels():
+    try:
+        from convexrobust.solvers import kernels  # imports numba
+    except ImportError as error:  # numba refuses versions of NumPy that it does not know
+        warnings.warn(
+            f"numba is installed but cannot be imported ({error}): ADMM is slower without it. "
+            "Upgrade or uninstall numba.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return kernels
+
+
+def _has(module) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _unknowns(program) -> int:
@@ -111,7 +132,7 @@ def _falls_into_blocks(program) -> bool:
 
 def _suits_splitting(program, tol) -> bool:
     """Tell whether `ADMM` reaches a gap earlier than `InteriorPoint`, where both are possible."""
-    if not installed("torch"):
+    if not _has("torch"):
         return False
     sets = program.sets
     if _constrained(program):

@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg.lapack import dtrtri
 
-from convexrobust.solvers.optional import compiled_kernels
-
 _IN_CACHE = 1_000_000  # numbers
-# Multiplications saved a gram that are worth the calls of compiled kernels, and loading them.
-_WORTH_CALLS, _WORTH_LOADING = 2e7, 1e9
+_MOVE = 30.0  # multiplications that take as long as to move a number to its place
 _SHIFT = 1e-15  # of a diagonal, relative to the trace
 
 
@@ -97,39 +94,33 @@ class ProductRows:
         return (products * self.h.transpose(2, 0, 1)[:, None]).reshape(n_neurons * d, -1)
 
     def gram(self, blocks):
-        """Return N'N (n E, n E) for N = scaled(blocks), from one part for each kind of neuron.
-
-        Of a large one, by compiled kernels, only the lower triangle.
-        """
+        """Return N'N (n E, n E) for N = scaled(blocks), from one part for each kind of neuron."""
         _, first, kind = np.unique(self.kind, return_index=True, return_inverse=True)
         squares = blocks.transpose(0, 2, 1) @ blocks
         others = np.setdiff1d(np.arange(len(kind)), first)  # of a kind there are two at most
         squares[first[kind[others]]] += squares[others]
         roots = factors(squares[first])
         kinds = ProductRows(self.h[..., first], self.X, self.kind[first])
-        saved = kinds._zeros()
-        if saved > _WORTH_CALLS:
-            kernels = compiled_kernels(load=saved > _WORTH_LOADING)
-            if kernels is not None:
-                return kinds._gram_active(roots, kernels)
-        return kinds._gram_dense(roots)
+        return kinds._gram_active(roots) if kinds._mostly_zeros() else kinds._gram_dense(roots)
 
-    def _zeros(self) -> float:
-        """Return how many of a gram's multiplications are by rows of zeros."""
-        active = np.count_nonzero(self.h, axis=(0, 1))
-        n, n_margins, n_neurons = self.h.shape
-        zeros = n_neurons * float(n * n_margins) ** 2 - np.sum(active.astype(float) ** 2)
-        return zeros * self.X.shape[1] / 2.0
+    def _mostly_zeros(self) -> bool:
+        """Tell whether a gram is quicker without the rows of zeros, of which patterns make many."""
+        (n, n_margins, _), d = self.h.shape, self.X.shape[1]
+        n_rows, active = float(n * n_margins), np.count_nonzero(self.h, axis=(0, 1))
+        saved = ((n_rows**2 - active**2) / 2.0 + (n_rows - active) * d) * d
+        return np.sum(saved) > _MOVE * np.sum(n_rows * active)
 
-    def _gram_active(self, roots, kernels):
-        """Return the lower triangle of a gram, a neuron at a time, without its rows of zeros."""
+    def _gram_active(self, roots):
+        """Return a gram, a neuron at a time, without its rows of zeros."""
         n, n_margins, n_neurons = self.h.shape
         h = np.ascontiguousarray(self.h.reshape(-1, n_neurons).T)
         G = np.zeros((n * n_margins,) * 2)
         for values, root in zip(h, roots, strict=True):
             rows = np.flatnonzero(values)
             N = (values[rows, None] * self.X[rows // n_margins]) @ root
-            kernels.add_at(G, rows, N @ N.T)
+            wide = np.zeros((len(rows), len(G)))
+            wide[:, rows] = N @ N.T  # two moves, each of whole rows, take half as long as one
+            G[rows] += wide
         return G
 
     def _gram_dense(self, roots):

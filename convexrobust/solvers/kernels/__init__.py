@@ -1,12 +1,10 @@
-"""Passes over arrays, compiled by numba (an optional dependency).
+"""The element-wise passes of an iteration of `ADMM`, compiled by numba (an optional dependency).
 
-Most are the element-wise ones of an iteration of `ADMM`. Each does for arrays in memory what the
-tensors of `ADMM` do in several passes; the formulas are explained there: `margin_prox`, `balance`,
-`cones`, `reach`, `kronecker`. They are for `FusedIteration`, which multiplies the matrices in
-between. `add_at` is for `InteriorPoint`.
+Each does for arrays in memory what the tensors of `ADMM` do in several passes; the formulas are
+explained there: `margin_prox`, `balance`, `cones`, `reach`, `kronecker`. They are for
+`FusedIteration`, which multiplies the matrices in between.
 """
 
-from convexrobust.solvers.kernels.gram import add_at
 from convexrobust.solvers.kernels.margins import margin_prox, margins_prox, move_slopes
 from convexrobust.solvers.kernels.moves import (
     join,
@@ -20,7 +18,6 @@ from convexrobust.solvers.kernels.moves import (
 from convexrobust.solvers.kernels.weights import box_prox, shared_prox, shrink
 
 __all__ = [
-    "add_at",
     "box_prox",
     "join",
     "margin_prox",
