@@ -8,7 +8,8 @@ from scipy.linalg import cho_factor, cho_solve, null_space
 from convexrobust.solvers.interior_point.iterate import Iterate
 from convexrobust.solvers.interior_point.rows import DenseRows, ProductRows, inverse_factors
 
-_REFINEMENTS, _EXACT = 3, 1e-11  # of the linear solves, at most, and residuals that are good
+_REFINEMENTS = 3  # of the linear solves, at most
+_EXACT, _SHARE = 1e-11, 1e-3  # residuals that are good: small, or that share of the products s'z
 _POOR = 1e-8  # residuals for which a slower factor is worth its time
 _SMALL = 600  # unknowns up to which the more accurate factor is taken
 _LARGEST_SHIFT = 1e-3  # relative, of a diagonal that rounding left too small
@@ -31,6 +32,7 @@ class System:
 
     def __init__(self, iterate: Iterate):
         self.iterate, self.data = iterate, iterate.data
+        self.good = max(_EXACT, _SHARE * iterate.product() / iterate.degree)
         self.C = self._clean_margins()
         self.A: DenseRows | ProductRows
         row_weight = iterate.cone.weight
@@ -50,7 +52,7 @@ class System:
     def solve(self, r, r_margin, r_loss):
         """Return the steps (J, size), the new multipliers (n, E) and the steps of the losses."""
         solution, error = self._refined(r, r_margin, r_loss)
-        if not error < _POOR and self.slower is not None:
+        if not error < max(_POOR, self.good) and self.slower is not None:
             self.solve_neurons, self.slower = self.slower(), None
             solution, _ = self._refined(r, r_margin, r_loss)
         return solution
@@ -65,7 +67,7 @@ class System:
             if not error < smallest:  # the factor is too poor to refine with
                 break
             best, smallest = solution, error
-            if error < _EXACT:
+            if error < self.good:
                 break
             more = self._solve_once(*left)
             solution = tuple(part + step for part, step in zip(solution, more, strict=True))
