@@ -35,31 +35,33 @@ class Orthant(_Cone):
 
     def __init__(self, z, mu, mask=True):
         self.mask = np.broadcast_to(mask, np.shape(z))
-        self.z = np.where(self.mask, z, 0.0)
-        self.s = np.where(self.mask, mu / np.where(self.mask, z, 1.0), 1.0)
         self.degree = int(self.mask.sum())
+        self.z = self._or(0.0, np.asarray(z))
+        self.s = self._or(1.0, mu / self._or(1.0, self.z))
+
+    def _or(self, idle, values):
+        """Return the values, with another one where the mask leaves them out."""
+        return values if self.degree == self.mask.size else np.where(self.mask, values, idle)
 
     def measure(self, value):
         """Take in the value of the linear functions that the slacks stand for."""
-        self.residual = np.where(self.mask, value - self.s, 0.0)
+        self.residual = self._or(0.0, value - self.s)
         self.weight = self.z / self.s
 
     def aim(self, mu, correct):
         """Set the multipliers ``target`` at which Newton's equation is met without any step."""
         correction = self.ds * self.dz if correct else 0.0
-        self.goal = np.where(self.mask, (mu - correction) / self.s, 0.0)
+        self.goal = self._or(0.0, (mu - correction) / self.s)
         self.target = self.goal - self.weight * self.residual
 
     def direct(self, change, z=None):
         """Set the step from the change of the linear functions, and from the new z if known."""
-        self.ds = np.where(self.mask, change, 0.0) + self.residual
+        self.ds = self._or(0.0, change) + self.residual
         self.dz = (self.goal - self.weight * self.ds if z is None else z) - self.z
 
     def longest(self) -> float:
         """Return the longest step that stays inside."""
-        shrinking = max(
-            np.max(-self.ds / self.s), np.max(-self.dz / np.where(self.mask, self.z, 1.0))
-        )
+        shrinking = max(-np.min(self.ds / self.s), -np.min(self.dz / self._or(1.0, self.z)))
         return 1.0 / max(shrinking, 1e-300)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 from typing import NamedTuple
 
@@ -92,6 +93,15 @@ class Data:
         # them: one row is kept for the two.
         opposite = self.nothing_but_centers and program.loss.task == "regression"
         self.fold = np.array([[1.0], [-1.0]]) if opposite else np.eye(self.F.shape[1])
+
+    def at(self, index) -> Data:
+        """Return the same for some of the neurons."""
+        fewer = copy(self)
+        fewer.neurons = self.neurons.at(index)
+        for name in ("F", "F_slope", "hurts", "S", "mask"):
+            setattr(fewer, name, getattr(self, name)[..., index])
+        fewer.__dict__.pop("nominal_rows", None)
+        return fewer
 
     def _set_rows(self):
         program, neurons = self.program, self.neurons

@@ -87,7 +87,7 @@ class Iterate:
 
     def kept(self, index) -> Iterate:
         """Return the same iterate with only some of its neurons."""
-        fewer = Iterate(Data(self.data.program, self.data.neurons.at(index)))
+        fewer = Iterate(self.data.at(index))
         fewer.loss, fewer.margin, fewer.slope = self.loss, self.margin, self.slope
         fewer.U = self.U[index]
         pairs = [(fewer.cone, self.cone)]
