@@ -503,6 +503,20 @@ class TestCallbacks:
         # A generated network, the first point of a working set, may be better than the iterate.
         assert model.lower_bound_ <= model.objective_ <= watch.rows[0]["objective"]
 
+    @pytest.mark.parametrize("stop_after", [None, 1])
+    def test_hears_of_no_iterates_but_those_of_its_program(self, stop_after):
+        rng = np.random.default_rng(0)
+        X, y = rng.normal(size=(60, 30)), np.arange(60) < 24
+        X[:, 0] += y  # a constant network is looked at, and not proven best
+        watch = Watch(X, stop_after)
+        model = ConvexRobustClassifier(0.9, random_state=0).set_callbacks(watch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(X, y)
+        assert len(watch.rows) == len(model.solution_.history)
+        assert model.solution_.status == "interrupted" or stop_after is None
+        assert model.lower_bound_ <= model.objective_ <= 0.81  # of the constant network
+
     def test_of_a_regressor_and_a_grid_search(self):
         X, y = load_diabetes(return_X_y=True)
         X, y = scale(X[:60, :3]), y[:60] / 100

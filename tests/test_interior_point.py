@@ -235,6 +235,18 @@ def test_a_solve_by_grams_without_rows_of_zeros_is_the_same(monkeypatch):
     assert objectives[1] == pytest.approx(objectives[0], rel=1e-7)
 
 
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+@pytest.mark.parametrize("ball", BALLS, ids=str)
+def test_data_of_fewer_neurons_are_those_of_the_program(ball, formulation):
+    program = small_program(Hinge(), ball, formulation)
+    neurons, index = Neurons.all_of(program), np.array([3, 0, 2])
+    everything = Data(program, neurons)
+    assert everything.nominal_rows.shape[2] == len(neurons.signs)  # kept, but not for fewer
+    fewer, anew = everything.at(index), Data(program, neurons.at(index))
+    for part in ("F", "F_slope", "hurts", "S", "mask", "nominal_rows", "X_cone", "reach", "fold"):
+        np.testing.assert_array_equal(getattr(fewer, part), getattr(anew, part))
+
+
 def test_inverse_factors():
     rng = np.random.default_rng(0)
     A = rng.normal(size=(5, 4, 4))

@@ -12,7 +12,14 @@ from convexrobust.patterns import enumerate_patterns, sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import InteriorPoint, WorkingSet, monitor, train_certified, working_set
+from convexrobust.solvers import (
+    ADMM,
+    InteriorPoint,
+    WorkingSet,
+    monitor,
+    train_certified,
+    working_set,
+)
 from convexrobust.solvers.constant import best_constant
 from convexrobust.solvers.residuals import multipliers_at_zero, multipliers_from_margins
 from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
@@ -112,6 +119,64 @@ def test_a_constant_network_is_proven_best_under_large_perturbations(loss, n_out
     assert larger_class
 
 
+def test_a_constant_network_of_a_much_larger_class():
+    """Far better than the network of zeros, and still not what solvers find."""
+    rng = np.random.default_rng(0)
+    X, y = np.hstack([rng.normal(size=(100, 60)), np.ones((100, 1))]), np.full(100, 1)
+    y[:5] = -1
+    D = sample_patterns(X, 8, random_state=0)
+    program = ConvexProgram(X, y, D, Hinge(), GroupLasso(1e-3), LpBall(np.inf, 4.0))
+    solution = WorkingSet().solve(program)
+    assert solution.status == "optimal"
+    assert solution.objective == pytest.approx(0.101, rel=1e-6)
+
+
+@pytest.mark.parametrize("width", [0, 16])
+@pytest.mark.parametrize("tol", [1e-2, 1e-8])
+def test_nothing_is_solved_where_a_constant_network_is_proven_best(width, tol, monkeypatch):
+    monkeypatch.setattr(ADMM, "solve", lambda *_: pytest.fail("a solver is asked"))
+    program = classes_out_of_balance(LpBall(2, 500.0), Hinge())
+    solution = WorkingSet(tol, width=width).solve(program)
+    assert solution.status == "optimal"
+    assert solution.solver == "WorkingSet(best_constant)"
+    assert solution.gap <= tol
+
+
+def test_a_point_worse_than_the_best_drops_no_patterns(monkeypatch):
+    """It does not tell which of them matter."""
+    program = gaussian_program(Hinge(), 0.1, n=30, d=4)
+    solve, seen = InteriorPoint.solve, []
+
+    def first_well_then_not(self, program, start=None):
+        seen.append(program.D.shape[1])
+        found = solve(self, program, start)
+        zero = program.solution(*np.zeros((2, *program.shape)))
+        names = ("V", "W", "objective") if len(seen) > 1 else ()
+        return replace(found, **{part: getattr(zero, part) for part in names})
+
+    def one_more(program, multipliers, **options):
+        new = enumerate_patterns(program.X).T
+        return np.array([c for c in new if not (program.D.T == c).all(axis=1).any()])[:1].T
+
+    monkeypatch.setattr(InteriorPoint, "solve", first_well_then_not)
+    monkeypatch.setattr(working_set, "price", one_more)
+    WorkingSet(solver=InteriorPoint(), width=8, max_rounds=3).solve(program)
+    assert len(seen) > 2
+    assert seen[2] > seen[1]
+
+
+def test_copies_that_disagree_about_their_target():
+    """The network is judged by the program, whatever was assumed about the copies."""
+    program = classes_out_of_balance(LpBall(np.inf, 50.0), Hinge())
+    copies = np.repeat(np.arange(20), 2)
+    y = program.y[copies] * np.tile([1, -1], 20)
+    doubled = replace(program, X=program.X[copies], y=y, D=program.D[copies], copy_of=copies)
+    solution = WorkingSet(width=0).solve(doubled)
+    again = replace(doubled, D=solution.D).solution(solution.V, solution.W)
+    assert again.objective == pytest.approx(solution.objective, rel=1e-12)
+    assert solution.objective <= 1.0 + 1e-9  # of the zero network
+
+
 def test_no_solution_is_worse_than_a_constant_network():
     program = classes_out_of_balance(LpBall(np.inf, 3.0), Hinge())
     program = replace(program, D=1 - program.D[:, :4])  # none is active on all rows
@@ -159,6 +224,7 @@ def test_a_bound_that_was_not_priced_is_about_the_patterns_used(monkeypatch):
         return np.zeros((len(program.X), 0), dtype=np.int8)
 
     monkeypatch.setattr(working_set, "price", nothing_new)
+    monkeypatch.setattr(working_set, "_PROVEN", -1.0)  # the bound is found at the end only
     X = np.random.default_rng(0).normal(size=(20, 100))
     X, y = np.hstack([X, np.ones((20, 1))]), np.tile([1, -1], 10)
     D = sample_patterns(X, 8, random_state=0)

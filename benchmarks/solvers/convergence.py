@@ -13,7 +13,8 @@ Clarabel; "Clarabel" is `ConicSolver`, which models the program with fewer and s
 
 All objectives are the certified ones in float64. An iterate counts if its cone violation is at most
 1e-4, as outside the cones an objective may be below their optimum. The best value of a program is
-the smallest objective that counts, and at least the largest certified lower bound. Conic solvers
+the smallest objective that counts, and at least the largest certified lower bound, of the solvers
+chosen (so let one be among them that closes the gap). Conic solvers
 have one point, their answer. Networks (marked *) and pyscnn have one point for each of several
 budgets, every run from the start. The value of a network is that on the patterns of its own gates,
 so that it does not set the best value and may end below it. train_certified and Adam choose these

@@ -22,7 +22,7 @@ from sklearn.exceptions import ConvergenceWarning
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.solvers.interior_point import InteriorPoint
-from convexrobust.solvers.monitor import INTERRUPTED
+from convexrobust.solvers.monitor import INTERRUPTED, watched_by
 from convexrobust.solvers.residuals import margins_at_zero
 
 _TOL = 1e-9
@@ -64,22 +64,41 @@ def best_constant(program: ConvexProgram) -> ConstantNetwork:
     KeyboardInterrupt
         After Ctrl-C: there is nothing to return then.
     """
+    zero = program.solution(*np.zeros((2, *program.shape))).objective
+    nothing = ConstantNetwork(zero, np.zeros(program.n_outputs), margins_at_zero(program))
     if not program.intercept:
-        zero = program.solution(*np.zeros((2, *program.shape))).objective
-        return ConstantNetwork(zero, np.zeros(program.n_outputs), margins_at_zero(program))
+        return nothing
     small, kind = _without_features(program)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), watched_by(lambda *_: False):  # no iterates of the program
         warnings.simplefilter("ignore", ConvergenceWarning)  # of a gap of 1e-8, say
         found = InteriorPoint(_TOL).solve(small)
     if found.status == INTERRUPTED:
         raise KeyboardInterrupt
-    assert found.multipliers is not None  # it certifies its last iterate, whatever ended it
+    if found.multipliers is None:  # the numbers were too large
+        return nothing
     # The rows of a target share its multiplier, the copies of a sample that of the sample.
     samples = program.samples
     share = program.weight[samples] / np.bincount(samples)[samples]
     share /= np.maximum(small.weight[kind], np.finfo(float).tiny)
     margins = found.multipliers.margins[kind] * share[:, None]
     return ConstantNetwork(found.objective, (found.V - found.W)[:, 0, 0], margins)
+
+
+def simple_constant(program: ConvexProgram) -> float:
+    """Return the objective of a constant network that answers one of the targets, in no time.
+
+    It is at most that of the zero network; of regression targets, a few quantiles are tried.
+    """
+    if not program.intercept:
+        return program.solution(*np.zeros((2, *program.shape))).objective
+    small, _ = _without_features(program)
+    if program.loss.task == "regression":
+        answers = np.quantile(small.y, np.linspace(0.0, 1.0, 9))[:, None]
+    else:
+        answers = np.eye(program.n_outputs) if program.n_outputs > 1 else small.y[:, None]
+    answers = np.vstack([np.zeros(program.n_outputs), answers])
+    pairs = np.maximum(np.stack([answers, -answers], axis=1), 0.0)[..., None, None]
+    return min(small.solution(V, W).objective for V, W in pairs)
 
 
 def _without_features(program):

@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram, Progress, Solution
 from convexrobust.solvers.choice import default_solver, dense_solver
-from convexrobust.solvers.constant import ConstantNetwork, best_constant
+from convexrobust.solvers.constant import ConstantNetwork, best_constant, simple_constant
 from convexrobust.solvers.monitor import INTERRUPTED, warn_early
 from convexrobust.solvers.pricing import best_cone_multipliers, price
 from convexrobust.solvers.residuals import multipliers_from_margins
@@ -35,8 +35,8 @@ _STUCK = 0.2  # gap after those of a round, as `WorkingSet.tol`: on standardised
 _LARGE, _FINAL_LARGE = 5e8, 400  # entries n d P from which these have to do at the end
 _SEED_ROWS = 4000  # rows that the first network is trained on, at most
 _RESIDUAL_ACCURACY, _RESIDUAL_STEPS = 1e-2, 500  # of the multipliers that price
-_POOR = 0.5  # objective of a first network that constant ones may beat, as `WorkingSet.tol`
-_PROVEN = 1e-6  # gap of a constant network that no other one is worth a look beside, likewise
+_POOR = 0.5  # objective of a first network, over a simple constant one's, that these may beat
+_PROVEN = 1e-6  # gap, as `WorkingSet.tol`, of a constant network with which solvers cannot help
 _WORTH = 0.25  # improvement, in units of the tolerance, for which another round is worth it
 _TINY, _ROUNDING = np.finfo(float).tiny, 1e-9
 
@@ -76,7 +76,7 @@ class WorkingSet:
     scope is "all patterns, not refuted": pricing is a heuristic search, so that this is no proof.
     `convexrobust.solvers.pricing.global_lower_bound` is one, for small data.
 
-    Where the first network is not far better than that of zeros, the best constant network is a
+    Where the first network is not far better than a constant one, the best constant network is a
     candidate, too: under large perturbations solvers are slow to find it and to prove it best.
 
     References
@@ -153,7 +153,7 @@ class _Run:
         self.scale = program.solution(zero, zero).objective
         self.n_rounds, self.n_iter = 0, 0
         self.history: list[Progress] = []
-        self.nothing_new = self.interrupted = self.last_is_best = False
+        self.nothing_new = self.interrupted = self.last_is_best = self.went_back = False
         self.program, self.start = self._first(program, start)
         # The constant network to beat, and the same as long as it may be proven best.
         self.constant: ConstantNetwork | None = None
@@ -185,17 +185,19 @@ class _Run:
     def look_at_constant(self):
         """Find the best constant network, and make sure that the program has its pattern.
 
-        Not if the first network is far better than that of zeros: it is hardly worth the time.
+        Not if the first network is far better than a simple one: it is hardly worth the time.
         """
-        if self.start is not None and self.start.objective < _POOR * self.scale:
+        objective = self.scale if self.start is None else self.start.objective
+        if objective < _POOR * simple_constant(self.program):
             return
         constant = best_constant(self.program)
+        start = self.start or self.program.solution(*np.zeros((2, *self.program.shape)))
         if constant.outputs.any():
             everywhere = np.ones((len(self.program.X), 1), dtype=np.int8)
-            point = self.start or self.program.solution(*np.zeros((2, *self.program.shape)))
-            self.program, point = joined(self.program, point, everywhere)
-            self.start = self.start and point
-        self.constant = self.to_prove = constant
+            self.program, start = joined(self.program, start, everywhere)
+        self.start = start
+        point = self.program.solution(*constant.weights(self.program))
+        self.constant = self.to_prove = replace(constant, objective=point.objective)
 
     @property
     def seconds(self):
@@ -212,8 +214,9 @@ class _Run:
                 if solver is not None:
                     self._solve_by(solver)
         self.n_rounds += 1
-        point = self._with_better_point(self.found)
+        point = self._or_constant(self._with_better_point(self.found))
         self.last_is_best = self._merit(point) <= self._merit(self.best[0])
+        self.went_back = self._rank(self.found) > self._rank(self.best[0])
         if self.last_is_best:
             self.best = point, self.program
         self.start = self.found  # goes on from here: its multipliers do not fit another point
@@ -227,15 +230,14 @@ class _Run:
 
         Take it then: solvers are slow to find it where perturbations are large.
         """
-        start, constant = self.start, self.to_prove
-        if start is None or constant is None:
+        constant = self.to_prove
+        if constant is None or self.start.objective < constant.objective * (1.0 - _ROUNDING):
             return False
-        if start.objective < constant.objective * (1.0 - _ROUNDING):
-            return False
-        found = self.program.solution(*constant.weights(self.program), solver="best_constant")
+        facts = {"solver": "best_constant", "status": "optimal"}
+        found = self.program.solution(*constant.weights(self.program), **facts)
         found = _with_bound_of(constant, found, self.program, n_iter=_RESIDUAL_STEPS)
-        if self._open(found, _PROVEN):
-            self.to_prove = None
+        if self._open(found, min(_PROVEN, self.options.tol)):
+            self.to_prove = None if self._open(found) else constant
             return False
         self.found, self.solved = found, self.program
         self.nothing_new = False  # until its own multipliers have been priced
@@ -255,7 +257,7 @@ class _Run:
             # Only the last round has to converge; `finished` tells how it ended.
             warnings.simplefilter("ignore", ConvergenceWarning)
             found = solver.solve(self.program, self.start)
-        self.found, self.solved = self._or_constant(found), self.program
+        self.found, self.solved = found, self.program  # together, whatever interrupts the solver
         self.history += [
             row._replace(n_iter=self.n_iter + row.n_iter, seconds=begun + row.seconds)
             for row in self.found.history
@@ -288,8 +290,9 @@ class _Run:
         options = {"n_patterns": self.options.n_new, "random_state": self.rng}
         new = price(self.program, multipliers, **options)
         used = np.any(solution.V != 0.0, axis=(0, 1)) | np.any(solution.W != 0.0, axis=(0, 1))
+        used |= self.went_back  # such a point does not tell which patterns matter
         used[0] |= not used.any()
-        if self.constant is not None:
+        if self.constant is not None and self.constant.outputs.any():
             used |= np.all(self.program.D, axis=0)
         program, start = _kept(self.program, solution, used)
         self.program, self.start = joined(program, start, new)
@@ -298,7 +301,8 @@ class _Run:
 
     def close_gap(self):
         """Solve to the tolerance asked for, over the patterns found."""
-        if self._open(self.found) and not self.ended():
+        closed = self.last_is_best and not self._open(self.best[0])
+        if self._open(self.found) and not closed and not self.ended():
             tol = self.options.tol * self.scale / max(self.best[0].objective, _TINY)
             entries = self.program.D.size * self.program.X.shape[1]
             max_iter = _FINAL if self.program.n_outputs == 1 else _FINAL_SEVERAL
@@ -312,10 +316,13 @@ class _Run:
         if self._open(solution) and not self._open(self.found) and about_as_good:
             solution, program = self.found, self.solved
         priced = solution
-        if self.constant is not None and self._open(solution):
-            nearly = self.constant.objective - self.options.tol * self.scale
+        if self.to_prove is not None and self._open(solution) and not self.ended():
+            nearly = self.to_prove.objective - self.options.tol * self.scale
             if solution.objective >= nearly:
-                solution = _with_bound_of(self.constant, solution, program)
+                try:
+                    solution = _with_bound_of(self.to_prove, solution, program)
+                except KeyboardInterrupt:
+                    self.interrupted = True
         settled = self.nothing_new and self.last_is_best and solution is priced
         solution = replace(
             solution,
@@ -338,17 +345,17 @@ class _Run:
         warn_early(solution)
         return solution
 
-    def _or_constant(self, found) -> Solution:
-        """Return what a solver found, at the weights of the constant network if that is better.
+    def _or_constant(self, solution) -> Solution:
+        """Return the solution, at the weights of the constant network if that is better.
 
         If it is clearly better: of two points about as good, one that is constant says less.
         """
         if self.constant is None:
-            return found
+            return solution
         clearly = self.constant.objective + _WORTH * self.options.tol * self.scale
-        if self._rank(found) <= (False, clearly):
-            return found
-        return _moved(found, self.program.solution(*self.constant.weights(self.program)))
+        if self._rank(solution) <= (False, clearly):
+            return solution
+        return _moved(solution, self.program.solution(*self.constant.weights(self.program)))
 
     def _open(self, solution, tol=None) -> bool:
         """Tell whether the gap is, or the point is outside the cones, where no gap says much."""

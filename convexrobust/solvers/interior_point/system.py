@@ -9,7 +9,8 @@ from convexrobust.solvers.interior_point.iterate import Iterate
 from convexrobust.solvers.interior_point.rows import DenseRows, ProductRows, inverse_factors
 
 _REFINEMENTS = 3  # of the linear solves, at most
-_EXACT, _SHARE = 1e-11, 1e-3  # residuals that are good: small, or that share of the products s'z
+# Residuals that are good: small, or that share of the products s'z, far from the end.
+_EXACT, _SHARE = 1e-11, 1e-3
 _POOR = 1e-8  # residuals for which a slower factor is worth its time
 _SMALL = 600  # unknowns up to which the more accurate factor is taken
 _LARGEST_SHIFT = 1e-3  # relative, of a diagonal that rounding left too small
