@@ -14,14 +14,14 @@ Clarabel; "Clarabel" is `ConicSolver`, which models the program with fewer and s
 All objectives are the certified ones in float64. An iterate counts if its cone violation is at most
 1e-4, as outside the cones an objective may be below their optimum. The best value of a program is
 the smallest objective that counts, and at least the largest certified lower bound, of the solvers
-chosen (so let one be among them that closes the gap). Conic solvers
-have one point, their answer. Networks (marked *) and pyscnn have one point for each of several
-budgets, every run from the start. The value of a network is that on the patterns of its own gates,
-so that it does not set the best value and may end below it. train_certified and Adam choose these
-patterns freely, which is another problem. pyscnn is given the program's, but its augmented
-Lagrangian violates the cones, and its network (pyscnn*) leaves the patterns there. "pyscnn" is the
-program itself: the same weights as they are, where that counts, and projected on the cones exactly,
-which is not counted in its time; its budgets grow by a factor of 1.4, the others' by 4.
+chosen (so let one be among them that closes the gap). Conic solvers have one point, their answer.
+Networks (marked *) and pyscnn have one point for each of several budgets, every run from the start.
+The value of a network is that on the patterns of its own gates, so that it does not set the best
+value and may end below it. train_certified and Adam choose these patterns freely, which is another
+problem. pyscnn is given the program's, but its augmented Lagrangian violates the cones, and its
+network (pyscnn*) leaves the patterns there. "pyscnn" is the program itself: the same weights as
+they are, where that counts, and projected on the cones exactly, which is not counted in its time;
+its budgets grow by a factor of 1.4, the others' by 4.
 
 Columns: seconds until the objective is within 1e-2, 1e-3, 1e-6 of the best value; seconds in all
 and CPU seconds (fewer where other jobs share the machine, so that wall times are too long); for
