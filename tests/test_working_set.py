@@ -165,6 +165,30 @@ def test_a_point_worse_than_the_best_drops_no_patterns(monkeypatch):
     assert seen[2] > seen[1]
 
 
+def test_starts_small_where_a_solver_is_lost_among_many_patterns(monkeypatch):
+    """It keeps the patterns of the best point, and those that pricing found."""
+    program = gaussian_program(Hinge(), 0.1, n=30, d=4)
+    solve, sizes = InteriorPoint.solve, []
+
+    def lost_among_many(self, program, start=None):
+        found, size = solve(self, program, start), program.D.shape[1]
+        sizes.append(size)
+        if len(sizes) > 1 and size < max(sizes):
+            return found
+        found = replace(found, lower_bound=0.0)
+        if len(sizes) == 1:
+            return found
+        zero = program.solution(*np.zeros((2, *program.shape)))
+        return replace(found, V=zero.V, W=zero.W, objective=zero.objective)
+
+    monkeypatch.setattr(InteriorPoint, "solve", lost_among_many)
+    solution = WorkingSet(solver=InteriorPoint(), width=16, n_new=3, max_rounds=2).solve(program)
+    assert solution.status == "optimal"
+    assert solution.D.shape[1] == sizes[-1] < sizes[-2]
+    found = replace(program, D=solution.D)
+    assert found.lower_bound(solution.multipliers) == pytest.approx(solution.lower_bound)
+
+
 def test_copies_that_disagree_about_their_target():
     """The network is judged by the program, whatever was assumed about the copies."""
     program = classes_out_of_balance(LpBall(np.inf, 50.0), Hinge())

@@ -154,6 +154,7 @@ class _Run:
         self.n_rounds, self.n_iter = 0, 0
         self.history: list[Progress] = []
         self.nothing_new = self.interrupted = self.last_is_best = self.went_back = False
+        self.priced = np.zeros((len(program.X), 0), dtype=np.int8)  # patterns that pricing found
         self.program, self.start = self._first(program, start)
         # The constant network to beat, and the same as long as it may be proven best.
         self.constant: ConstantNetwork | None = None
@@ -296,6 +297,7 @@ class _Run:
             used |= np.all(self.program.D, axis=0)
         program, start = _kept(self.program, solution, used)
         self.program, self.start = joined(program, start, new)
+        self.priced = np.hstack([self.priced, new])
         self.nothing_new = new.shape[1] == 0
         return not self.nothing_new
 
@@ -308,6 +310,20 @@ class _Run:
             max_iter = _FINAL if self.program.n_outputs == 1 else _FINAL_SEVERAL
             max_iter = max_iter if entries < _LARGE else _FINAL_LARGE
             self.solve(tol, max_iter, stuck=self.options.tol)
+            if self._open(self.found) and self.went_back and not self.ended():
+                self._start_small()
+                self.solve(tol, max_iter, stuck=self.options.tol)
+
+    def _start_small(self):
+        """Start again from the best point, with its patterns and those that pricing found.
+
+        Among all the others, which came with the first network, the solver was lost.
+        """
+        solution, program = self.best
+        used = np.any(solution.V != 0.0, axis=(0, 1)) | np.any(solution.W != 0.0, axis=(0, 1))
+        if solution.multipliers is not None and used.any():
+            program, solution = _kept(program, solution, used)
+            self.program, self.start = joined(program, solution, self.priced)
 
     def finished(self) -> Solution:
         """Return the best point; the last one if, about as good, only that has a close bound."""
