@@ -165,28 +165,56 @@ def test_a_point_worse_than_the_best_drops_no_patterns(monkeypatch):
     assert seen[2] > seen[1]
 
 
-def test_starts_small_where_a_solver_is_lost_among_many_patterns(monkeypatch):
-    """It keeps the patterns of the best point, and those that pricing found."""
-    program = gaussian_program(Hinge(), 0.1, n=30, d=4)
-    solve, sizes = InteriorPoint.solve, []
+@pytest.mark.parametrize("n_new", [0, 3])
+def test_starts_small_where_a_solver_is_lost_among_many_patterns(n_new, monkeypatch):
+    """It keeps the patterns of the best point, a constant network, and those that pricing found."""
+    program = classes_out_of_balance(LpBall(np.inf, 1.0), Hinge())
+    constant, solve, sizes = best_constant(program), InteriorPoint.solve, []
 
     def lost_among_many(self, program, start=None):
-        found, size = solve(self, program, start), program.D.shape[1]
-        sizes.append(size)
-        if len(sizes) > 1 and size < max(sizes):
-            return found
-        found = replace(found, lower_bound=0.0)
-        if len(sizes) == 1:
+        found = solve(self, program, start)
+        sizes.append(program.D.shape[1])
+        if len(sizes) > 2:
             return found
         zero = program.solution(*np.zeros((2, *program.shape)))
-        return replace(found, V=zero.V, W=zero.W, objective=zero.objective)
+        return replace(found, V=zero.V, W=zero.W, objective=zero.objective, lower_bound=0.0)
+
+    def some(program, multipliers, **options):
+        return 1 - program.D[:, :n_new]
 
     monkeypatch.setattr(InteriorPoint, "solve", lost_among_many)
-    solution = WorkingSet(solver=InteriorPoint(), width=16, n_new=3, max_rounds=2).solve(program)
+    monkeypatch.setattr(working_set, "price", some)
+    monkeypatch.setattr(working_set, "best_constant", lambda program: constant)
+    monkeypatch.setattr(working_set, "_PROVEN", -1.0)
+    half = program.solution(*constant.weights(program) / 2.0)  # between zeros and the constant
+    solution = WorkingSet(solver=InteriorPoint(), max_rounds=1).solve(program, half)
+    assert len(sizes) == 3
+    assert solution.D.shape[1] == sizes[2] == 1 + n_new < sizes[1]
     assert solution.status == "optimal"
-    assert solution.D.shape[1] == sizes[-1] < sizes[-2]
+    assert solution.lower_bound_scope == "patterns"  # of those that left nothing is known
     found = replace(program, D=solution.D)
     assert found.lower_bound(solution.multipliers) == pytest.approx(solution.lower_bound)
+
+
+@pytest.mark.parametrize("formulation", ["soft", "hard"])
+def test_a_small_start_has_the_pattern_of_constant_networks(formulation, monkeypatch):
+    """Whatever the patterns of the best point, here a given one that no solver improves."""
+    program = classes_out_of_balance(LpBall(np.inf, 0.05), Hinge(), formulation=formulation)
+    program = replace(program, X=program.X[:, -4:], D=program.D[:, 1:])
+    first = InteriorPoint(1e-4).solve(replace(program, regularizer=GroupLasso(0.2)))
+    start = replace(first, D=program.D)
+    solve = InteriorPoint.solve
+
+    def lost(self, program, start=None):
+        found, zero = solve(self, program, start), np.zeros((2, *program.shape))
+        objective = program.solution(*zero).objective
+        return replace(found, V=zero[0], W=zero[1], objective=objective, lower_bound=0.0)
+
+    monkeypatch.setattr(InteriorPoint, "solve", lost)
+    with pytest.warns(ConvergenceWarning):
+        solution = WorkingSet(solver=InteriorPoint()).solve(program, start)
+    before = program.solution(first.V, first.W)
+    assert solution.objective <= before.objective * (1 + 1e-9)
 
 
 def test_copies_that_disagree_about_their_target():

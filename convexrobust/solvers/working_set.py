@@ -154,7 +154,7 @@ class _Run:
         self.n_rounds, self.n_iter = 0, 0
         self.history: list[Progress] = []
         self.nothing_new = self.interrupted = self.last_is_best = self.went_back = False
-        self.priced = np.zeros((len(program.X), 0), dtype=np.int8)  # patterns that pricing found
+        self.later = np.zeros((len(program.X), 0), dtype=np.int8)  # patterns that joined the first
         self.program, self.start = self._first(program, start)
         # The constant network to beat, and the same as long as it may be proven best.
         self.constant: ConstantNetwork | None = None
@@ -196,6 +196,7 @@ class _Run:
         if constant.outputs.any():
             everywhere = np.ones((len(self.program.X), 1), dtype=np.int8)
             self.program, start = joined(self.program, start, everywhere)
+            self.later = everywhere
         self.start = start
         point = self.program.solution(*constant.weights(self.program))
         self.constant = self.to_prove = replace(constant, objective=point.objective)
@@ -290,14 +291,11 @@ class _Run:
         solution = replace(self.found, multipliers=multipliers)
         options = {"n_patterns": self.options.n_new, "random_state": self.rng}
         new = price(self.program, multipliers, **options)
-        used = np.any(solution.V != 0.0, axis=(0, 1)) | np.any(solution.W != 0.0, axis=(0, 1))
+        used = self._used(solution, self.program)
         used |= self.went_back  # such a point does not tell which patterns matter
-        used[0] |= not used.any()
-        if self.constant is not None and self.constant.outputs.any():
-            used |= np.all(self.program.D, axis=0)
         program, start = _kept(self.program, solution, used)
         self.program, self.start = joined(program, start, new)
-        self.priced = np.hstack([self.priced, new])
+        self.later = np.hstack([self.later, new])
         self.nothing_new = new.shape[1] == 0
         return not self.nothing_new
 
@@ -310,20 +308,34 @@ class _Run:
             max_iter = _FINAL if self.program.n_outputs == 1 else _FINAL_SEVERAL
             max_iter = max_iter if entries < _LARGE else _FINAL_LARGE
             self.solve(tol, max_iter, stuck=self.options.tol)
-            if self._open(self.found) and self.went_back and not self.ended():
-                self._start_small()
+            lost = self._open(self.found) and self.went_back and not self.ended()
+            if lost and self._start_small():
                 self.solve(tol, max_iter, stuck=self.options.tol)
 
-    def _start_small(self):
-        """Start again from the best point, with its patterns and those that pricing found.
+    def _start_small(self) -> bool:
+        """Start again from the best point, with its patterns and those that joined the first.
 
-        Among all the others, which came with the first network, the solver was lost.
+        Among all the others, which came with the first network, the solver was lost. Return False
+        if there are no others.
         """
         solution, program = self.best
+        if solution.multipliers is None:  # of the first network, which no solver has improved
+            return False
+        program, solution = _kept(program, solution, self._used(solution, program))
+        program, solution = joined(program, solution, self.later)
+        if program.D.shape[1] >= self.program.D.shape[1]:
+            return False
+        self.program, self.start = program, solution
+        self.nothing_new = False  # those that left have not been priced
+        return True
+
+    def _used(self, solution, program):
+        """Tell which patterns have a neuron, one at least, and that of constant networks, (P,)."""
         used = np.any(solution.V != 0.0, axis=(0, 1)) | np.any(solution.W != 0.0, axis=(0, 1))
-        if solution.multipliers is not None and used.any():
-            program, solution = _kept(program, solution, used)
-            self.program, self.start = joined(program, solution, self.priced)
+        used[0] |= not used.any()
+        if self.constant is not None and self.constant.outputs.any():
+            used |= np.all(program.D, axis=0)
+        return used
 
     def finished(self) -> Solution:
         """Return the best point; the last one if, about as good, only that has a close bound."""
