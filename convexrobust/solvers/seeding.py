@@ -9,6 +9,8 @@ then only improve on it. (Certified training by interval bounds is due to Gowal 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from convexrobust.network import TwoLayerReLU
@@ -16,6 +18,7 @@ from convexrobust.perturbations import DUAL_NORM
 from convexrobust.solvers.memory import keep_freed
 
 _DECAY_1, _DECAY_2, _TINY = 0.9, 0.999, 1e-12
+_ROWS = 4000  # that a first network is trained on, at most
 _ARRAYS = 8  # of the size of rows times neurons in a step of training
 
 
@@ -74,6 +77,21 @@ def train_certified(
         U, A = adam.step([U, A], gradients, rate)
     hidden, output = _balanced(U, A)
     return TwoLayerReLU(hidden, output, intercept=program.intercept)
+
+
+def some_rows(program, rng):
+    """Return the program on some of its rows, enough to train a first network."""
+    n = len(program.X)
+    if n <= _ROWS or program.copy_of is not None:
+        return program
+    rows = np.sort(rng.choice(n, _ROWS, replace=False))
+    return replace(
+        program,
+        X=program.X[rows],
+        y=program.y[rows],
+        D=program.D[rows],
+        sample_weight=program.weight[rows],
+    )
 
 
 class _CertifiedBound:

@@ -20,11 +20,12 @@ from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram, Progress, Solution
 from convexrobust.solvers.choice import default_solver, dense_solver
+from convexrobust.solvers.columns import joined, kept
 from convexrobust.solvers.constant import ConstantNetwork, best_constant, simple_constant
 from convexrobust.solvers.monitor import INTERRUPTED, warn_early
 from convexrobust.solvers.pricing import best_cone_multipliers, price
 from convexrobust.solvers.residuals import multipliers_from_margins
-from convexrobust.solvers.seeding import train_certified
+from convexrobust.solvers.seeding import some_rows, train_certified
 from convexrobust.threads import threads_for
 
 NOT_REFUTED = "all patterns, not refuted"
@@ -33,7 +34,6 @@ _ROUGH_TOL = 1e-2  # relative gap at which a round ends
 _ROUGH, _FINAL, _FINAL_SEVERAL = 150, 2000, 3000
 _STUCK = 0.2  # gap after those of a round, as `WorkingSet.tol`: on standardised data it is smaller
 _LARGE, _FINAL_LARGE = 5e8, 400  # entries n d P from which these have to do at the end
-_SEED_ROWS = 4000  # rows that the first network is trained on, at most
 _RESIDUAL_ACCURACY, _RESIDUAL_STEPS = 1e-2, 500  # of the multipliers that price
 _POOR = 0.5  # objective of a first network, over a simple constant one's, that these may beat
 _PROVEN = 1e-6  # gap, as `WorkingSet.tol`, of a constant network with which solvers cannot help
@@ -174,7 +174,7 @@ class _Run:
         else:
             start = None
         if network is None and start is None and options.width > 0:
-            some = _some_rows(program, self.rng)
+            some = some_rows(program, self.rng)
             network = train_certified(some, width=options.width, random_state=self.rng)
         if network is None:
             return program, start
@@ -293,7 +293,7 @@ class _Run:
         new = price(self.program, multipliers, **options)
         used = self._used(solution, self.program)
         used |= self.went_back  # such a point does not tell which patterns matter
-        program, start = _kept(self.program, solution, used)
+        program, start = kept(self.program, solution, used)
         self.program, self.start = joined(program, start, new)
         self.later = np.hstack([self.later, new])
         self.nothing_new = new.shape[1] == 0
@@ -321,7 +321,7 @@ class _Run:
         solution, program = self.best
         if solution.multipliers is None:  # of the first network, which no solver has improved
             return False
-        program, solution = _kept(program, solution, self._used(solution, program))
+        program, solution = kept(program, solution, self._used(solution, program))
         program, solution = joined(program, solution, self.later)
         if program.D.shape[1] >= self.program.D.shape[1]:
             return False
@@ -405,50 +405,3 @@ def _moved(solution, point) -> Solution:
     """Return a solution at the weights of another point of the same program."""
     names = ("V", "W", "objective", "cone_violation")
     return replace(solution, **{name: getattr(point, name) for name in names})
-
-
-def _some_rows(program, rng) -> ConvexProgram:
-    """Return the program on some of its rows, enough to train a first network."""
-    n = len(program.X)
-    if n <= _SEED_ROWS or program.copy_of is not None:
-        return program
-    rows = np.sort(rng.choice(n, _SEED_ROWS, replace=False))
-    return replace(
-        program,
-        X=program.X[rows],
-        y=program.y[rows],
-        D=program.D[rows],
-        sample_weight=program.weight[rows],
-    )
-
-
-def _kept(program, solution, used):
-    """Return the program and its solution without the patterns that are not used."""
-    m = solution.multipliers._replace(
-        cones_v=[b[:, used] for b in solution.multipliers.cones_v],
-        cones_w=[b[:, used] for b in solution.multipliers.cones_w],
-    )
-    V, W = solution.V[:, :, used], solution.W[:, :, used]
-    return replace(program, D=program.D[:, used]), replace(solution, V=V, W=W, multipliers=m)
-
-
-def joined(program, solution, new):
-    """Return the program with those of ``new`` patterns that it lacks, and the solution padded."""
-    known = {column.tobytes() for column in np.ascontiguousarray(program.D.T, dtype=np.int8)}
-    columns = np.ascontiguousarray(new.T, dtype=np.int8)
-    new = np.array([c for c in columns if c.tobytes() not in known], dtype=np.int8)
-    new = new.reshape(-1, len(program.X)).T
-
-    def padded(A):
-        return np.concatenate([A, np.zeros((*A.shape[:-1], new.shape[1]))], axis=-1)
-
-    multipliers = solution.multipliers
-    if multipliers is not None:
-        multipliers = multipliers._replace(
-            cones_v=[padded(b) for b in multipliers.cones_v],
-            cones_w=[padded(b) for b in multipliers.cones_w],
-        )
-    solution = replace(
-        solution, V=padded(solution.V), W=padded(solution.W), multipliers=multipliers
-    )
-    return replace(program, D=np.hstack([program.D, new])), solution
