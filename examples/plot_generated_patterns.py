@@ -59,7 +59,7 @@ for name, found in (("priced", priced[-1]), ("seeded", seeded[-1])):
 # Each lower bound is about the patterns used, be they good or bad. That pricing found no violated
 # pattern in the end does not prove that there is none. The bound that proves it takes all patterns
 # to be enumerated, and is lower.
-from convexrobust.solvers.pricing import global_lower_bound
+from convexrobust.solvers.working_set.pricing import global_lower_bound
 
 proven = max(
     global_lower_bound(program_on(found.D), found.multipliers) for found in (priced[-1], seeded[-1])

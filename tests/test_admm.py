@@ -12,10 +12,11 @@ from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import ADMM, ConicSolver, margin_prox
-from convexrobust.solvers.balance import Balance
-from convexrobust.solvers.margin_prox import MarginProx
-from convexrobust.solvers.reach import BoxReach, SharedReach
+from convexrobust.solvers import ADMM, ConicSolver
+from convexrobust.solvers.admm import margin_prox
+from convexrobust.solvers.admm.balance import Balance
+from convexrobust.solvers.admm.margin_prox import MarginProx
+from convexrobust.solvers.admm.reach import BoxReach, SharedReach
 from tests.cases import BALLS, LOSSES, name, small_data
 
 
@@ -224,7 +225,7 @@ def test_ctrl_c_before_the_first_iteration(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("convexrobust.solvers.admm.MarginProx", interrupted)
+    monkeypatch.setattr("convexrobust.solvers.admm.splitting.MarginProx", interrupted)
     with pytest.warns(ConvergenceWarning, match="interrupted"):
         solution = ADMM().solve(program_of(Hinge(), BALLS[2]))
     assert not solution.V.any()

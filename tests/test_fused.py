@@ -18,9 +18,9 @@ from convexrobust import (
     SquaredHinge,
     sample_patterns,
 )
-from convexrobust.solvers import ADMM, InteriorPoint, choice, fused
-from convexrobust.solvers.admm import _Splitting
-from convexrobust.solvers.choice import kernels_for
+from convexrobust.solvers import ADMM, InteriorPoint, compiled
+from convexrobust.solvers.admm import fused
+from convexrobust.solvers.admm.splitting import Splitting
 from convexrobust.solvers.tensors import scalar_like
 from tests.cases import LOSSES, name, small_data
 
@@ -63,10 +63,10 @@ def away_from_ties(program):
 
 def assert_same_iterates(program, dtype="float64", rtol=1e-7, start=None):
     like = scalar_like(dtype, "cpu")
-    compiled, on_tensors = (_Splitting(program, like, start) for _ in range(2))
-    assert compiled.fused is not None
+    in_one, on_tensors = (Splitting(program, like, start) for _ in range(2))
+    assert in_one.fused is not None
     on_tensors.fused = None
-    pairs = zip(arrays(iterated(compiled, 20)), arrays(iterated(on_tensors, 20)), strict=True)
+    pairs = zip(arrays(iterated(in_one, 20)), arrays(iterated(on_tensors, 20)), strict=True)
     for a, b in pairs:
         assert a.shape == b.shape
         assert a.dtype == b.dtype
@@ -105,13 +105,13 @@ def test_two_classes_with_an_output_each(loss, formulation):
     assert found.objective == pytest.approx(exact.objective, rel=2e-3)
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("by_numba", [True, False])
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss.task == "regression"], ids=name)
 @pytest.mark.parametrize("formulation", ["soft", "hard"])
-def test_margins_that_no_multiplier_moves(loss, formulation, compiled, monkeypatch):
+def test_margins_that_no_multiplier_moves(loss, formulation, by_numba, monkeypatch):
     """Without intercept those of rows that are 0, or whose boxes hold 0."""
-    if not compiled:
-        monkeypatch.setattr(fused, "kernels_for", lambda program: None)
+    if not by_numba:
+        monkeypatch.setattr(fused, "compiles", lambda program: False)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 2))
     X[5] = 0.0
@@ -160,11 +160,11 @@ def test_with_weights_and_features_that_are_not_perturbed():
     assert_same_iterates(program_of(ball=ball, sample_weight=weight))
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("by_numba", [True, False])
 @pytest.mark.parametrize("loss", LOSSES, ids=name)
-def test_samples_of_no_weight_change_nothing(loss, compiled, monkeypatch):
-    if not compiled:
-        monkeypatch.setattr(fused, "kernels_for", lambda program: None)
+def test_samples_of_no_weight_change_nothing(loss, by_numba, monkeypatch):
+    if not by_numba:
+        monkeypatch.setattr(fused, "compiles", lambda program: False)
     weight = np.ones(30)
     weight[[3, 7, 8]] = 0.0
     program, kept = program_of(loss, sample_weight=weight), weight > 0.0
@@ -199,55 +199,51 @@ def test_a_start_is_taken_over(ball):
     ids=["l2", "copies"],
 )
 def test_others_stay_on_tensors(program):
-    assert kernels_for(program) is None
-    assert _Splitting(program, scalar_like("float64", "cpu"), None).fused is None
+    assert not compiled.compiles(program)
+    assert Splitting(program, scalar_like("float64", "cpu"), None).fused is None
 
 
 def test_nominal_programs_of_any_ball():
-    assert kernels_for(program_of(ball=LpBall(2, 0.0))) is not None
+    assert compiled.compiles(program_of(ball=LpBall(2, 0.0)))
 
 
 def test_without_numba_or_with_many_threads_it_stays_on_tensors(monkeypatch):
     program, like = program_of(), scalar_like("float64", "cpu")
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert _Splitting(program, like, None).fused is None
+        assert Splitting(program, like, None).fused is None
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: fused._FEW_THREADS + 1)
-        assert _Splitting(program, like, None).fused is None
-    assert _Splitting(program, like, None).fused is not None
+        assert Splitting(program, like, None).fused is None
+    assert Splitting(program, like, None).fused is not None
 
 
 def test_a_numba_that_cannot_be_imported_is_told(monkeypatch):
     program, like = program_of(), scalar_like("float64", "cpu")
     monkeypatch.setitem(sys.modules, "numba", None)  # its import fails
-    monkeypatch.setitem(sys.modules, "convexrobust.solvers.kernels", None)
-    monkeypatch.delattr("convexrobust.solvers.kernels", raising=False)
-    monkeypatch.setattr(choice, "_has", lambda module: True)
-    choice._kernels.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    compiled._numba_works.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="cannot be imported"):
-            assert _Splitting(program, like, None).fused is None
+            assert Splitting(program, like, None).fused is None
     finally:
-        choice._kernels.cache_clear()
+        compiled._numba_works.cache_clear()
 
 
 def test_where_nothing_can_be_kept_it_compiles_all_the_same(monkeypatch):
-    from convexrobust.solvers.kernels import compiling
-
     def njit(cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: (function, options)
 
-    monkeypatch.setattr(compiling, "njit", njit)
-    function, options = compiling.compiled(replace)
+    monkeypatch.setattr("numba.njit", njit)
+    function, options = compiled.compiled(replace)
     assert function is replace
     assert "fastmath" in options
 
 
 def test_multipliers_that_were_handed_out_stay():
-    splitting = _Splitting(program_of(), scalar_like("float64", "cpu"), None)
+    splitting = Splitting(program_of(), scalar_like("float64", "cpu"), None)
     splitting.advance(10)
     handed, V = splitting.multipliers(), splitting.point()[0]
     copies = handed.margins.copy(), handed.cones_v[0].copy(), handed.slopes[0].copy(), V.copy()

@@ -6,7 +6,7 @@ import torch
 
 from convexrobust import ConvexProgram, GroupLasso, Hinge, LpBall, sample_patterns
 from convexrobust.solvers import ADMM, InteriorPoint
-from convexrobust.solvers.gram import Gram
+from convexrobust.solvers.admm.gram import Gram
 
 
 def data(n, d, rank):

@@ -11,7 +11,11 @@ from convexrobust.perturbations import DUAL_NORM, LpBall
 from convexrobust.program import FORMULATIONS, ConvexProgram
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import ConicSolver
-from convexrobust.solvers.pricing import best_cone_multipliers, global_lower_bound, price
+from convexrobust.solvers.working_set.pricing import (
+    best_cone_multipliers,
+    global_lower_bound,
+    price,
+)
 from tests.cases import BALLS, LOSSES, name, small_data, small_program
 
 NOMINAL = LpBall(2, 0.0)
@@ -214,7 +218,7 @@ def test_batches_do_not_change_the_global_bound(monkeypatch):
     program = gates_program(2, Hinge())
     multipliers = ConicSolver().solve(program).multipliers
     whole = global_lower_bound(program, multipliers)
-    monkeypatch.setattr("convexrobust.solvers.pricing._BATCH", 100)
+    monkeypatch.setattr("convexrobust.solvers.working_set.pricing._BATCH", 100)
     assert global_lower_bound(program, multipliers) == pytest.approx(whole, rel=1e-5)
 
 

@@ -21,7 +21,7 @@ from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import ConicSolver
 from convexrobust.solvers.projected_gradient import ProjectedGradient
-from convexrobust.solvers.saddle import Saddle
+from convexrobust.solvers.projected_gradient.saddle import Saddle
 from convexrobust.solvers.tensors import scalar_like
 from tests.cases import BALLS, LOSSES, name, small_data, small_program
 

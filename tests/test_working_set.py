@@ -18,10 +18,10 @@ from convexrobust.solvers import (
     WorkingSet,
     monitor,
     train_certified,
-    working_set,
 )
-from convexrobust.solvers.constant import best_constant
 from convexrobust.solvers.residuals import multipliers_at_zero, multipliers_from_margins
+from convexrobust.solvers.working_set import solver as rounds
+from convexrobust.solvers.working_set.constant import best_constant
 from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
 
 
@@ -159,7 +159,7 @@ def test_a_point_worse_than_the_best_drops_no_patterns(monkeypatch):
         return np.array([c for c in new if not (program.D.T == c).all(axis=1).any()])[:1].T
 
     monkeypatch.setattr(InteriorPoint, "solve", first_well_then_not)
-    monkeypatch.setattr(working_set, "price", one_more)
+    monkeypatch.setattr(rounds, "price", one_more)
     WorkingSet(solver=InteriorPoint(), width=8, max_rounds=3).solve(program)
     assert len(seen) > 2
     assert seen[2] > seen[1]
@@ -183,9 +183,9 @@ def test_starts_small_where_a_solver_is_lost_among_many_patterns(n_new, monkeypa
         return 1 - program.D[:, :n_new]
 
     monkeypatch.setattr(InteriorPoint, "solve", lost_among_many)
-    monkeypatch.setattr(working_set, "price", some)
-    monkeypatch.setattr(working_set, "best_constant", lambda program: constant)
-    monkeypatch.setattr(working_set, "_PROVEN", -1.0)
+    monkeypatch.setattr(rounds, "price", some)
+    monkeypatch.setattr(rounds, "best_constant", lambda program: constant)
+    monkeypatch.setattr(rounds, "_PROVEN", -1.0)
     half = program.solution(*constant.weights(program) / 2.0)  # between zeros and the constant
     solution = WorkingSet(solver=InteriorPoint(), max_rounds=1).solve(program, half)
     assert len(sizes) == 3
@@ -275,8 +275,8 @@ def test_a_bound_that_was_not_priced_is_about_the_patterns_used(monkeypatch):
     def nothing_new(program, multipliers, **options):
         return np.zeros((len(program.X), 0), dtype=np.int8)
 
-    monkeypatch.setattr(working_set, "price", nothing_new)
-    monkeypatch.setattr(working_set, "_PROVEN", -1.0)  # the bound is found at the end only
+    monkeypatch.setattr(rounds, "price", nothing_new)
+    monkeypatch.setattr(rounds, "_PROVEN", -1.0)  # the bound is found at the end only
     X = np.random.default_rng(0).normal(size=(20, 100))
     X, y = np.hstack([X, np.ones((20, 1))]), np.tile([1, -1], 10)
     D = sample_patterns(X, 8, random_state=0)
@@ -366,7 +366,7 @@ def objective_of(program, U, A):
 @pytest.mark.parametrize("loss", LOSSES, ids=name)
 @pytest.mark.parametrize("ball", BALLS, ids=name)
 def test_gradients_of_certified_training(loss, ball):
-    from convexrobust.solvers.seeding import _CertifiedBound
+    from convexrobust.solvers.working_set.seeding import _CertifiedBound
 
     program, rng = small_program(loss, ball), np.random.default_rng(1)
     U, A = rng.normal(size=(3, 4)), rng.normal(size=(4, 1))
@@ -404,7 +404,7 @@ def interrupt(*args, **options):
 
 
 @pytest.mark.parametrize(
-    ("place", "function"), [(working_set, "price"), (monitor.Monitor, "record")], ids=str
+    ("place", "function"), [(rounds, "price"), (monitor.Monitor, "record")], ids=str
 )
 def test_ctrl_c_keeps_the_best_point(monkeypatch, place, function):
     """Between two solves and inside one: it ends everything, with valid bounds and a warning."""

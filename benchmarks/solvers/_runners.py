@@ -124,7 +124,7 @@ def adam(program, n_epochs):
 
 
 def certified_descent(program, n_steps):
-    from convexrobust.solvers.seeding import train_certified
+    from convexrobust.solvers.working_set.seeding import train_certified
 
     return train_certified(program, n_steps=n_steps)
 

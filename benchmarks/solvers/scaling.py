@@ -22,8 +22,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from convexrobust import ConvexProgram, GroupLasso, Hinge, LpBall
-from convexrobust.solvers.admm import _Splitting
-from convexrobust.solvers.saddle import Saddle
+from convexrobust.solvers.admm.splitting import Splitting
+from convexrobust.solvers.projected_gradient.saddle import Saddle
 from convexrobust.solvers.tensors import scalar_like
 
 
@@ -45,7 +45,7 @@ def projected_gradient(program, like):
 
 def admm(program, like):
     """Return the iterate of `ADMM` and its step."""
-    splitting = _Splitting(program, like, None)
+    splitting = Splitting(program, like, None)
     return splitting, partial(splitting.advance, 1)
 
 

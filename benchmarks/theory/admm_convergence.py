@@ -53,7 +53,7 @@ from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import ADMM
-from convexrobust.solvers.admm import _Splitting
+from convexrobust.solvers.admm.splitting import Splitting
 from convexrobust.solvers.monitor import watched_by
 from convexrobust.solvers.tensors import scalar_like
 
@@ -308,7 +308,7 @@ def per_iteration(measure, program, few=1, many=2):
 
 def operations(program, n_iter):
     """Count the operations in matrix products of the iteration on tensors."""
-    splitting = _Splitting(program, scalar_like("float64", "cpu"), None)
+    splitting = Splitting(program, scalar_like("float64", "cpu"), None)
     with FlopCounterMode(display=False) as counter:
         for _ in range(n_iter):
             splitting.iterate()

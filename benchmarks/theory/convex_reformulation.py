@@ -44,7 +44,7 @@ from convexrobust.patterns import count_patterns, enumerate_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers.pricing import global_lower_bound
+from convexrobust.solvers.working_set.pricing import global_lower_bound
 
 WIDTHS = (4, 8, 16, 32)
 CLOSE = 0.01  # relative to p*

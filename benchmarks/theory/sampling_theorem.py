@@ -53,7 +53,7 @@ from convexrobust.patterns import (
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers.pricing import price
+from convexrobust.solvers.working_set.pricing import price
 
 VIOLATED = 1e-5  # relative excess over beta from which a dual constraint counts as violated
 PSIS = (0.05, 0.2, 0.5)

@@ -18,8 +18,8 @@ from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import WorkingSet, default_solver
-from convexrobust.solvers.columns import joined
 from convexrobust.solvers.monitor import watched_by
+from convexrobust.solvers.working_set.columns import joined
 
 METHODS = ("certified", "attack", "exact")
 FORMULATIONS = ("soft", "one-sided", "hard", "exchange")

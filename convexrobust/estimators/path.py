@@ -172,7 +172,7 @@ def largest_beta(program: ConvexProgram) -> float:
 
     At the zero network the gradient of the loss gives the multipliers of the margins. The best
     multipliers of the cone rows to go with them leave residuals, see
-    `convexrobust.solvers.pricing`: the zero network is optimal once beta is the largest of them.
+    `convexrobust.solvers.residuals`: the zero network is optimal once beta is the largest of them.
 
     Parameters
     ----------

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 from convexrobust.solvers.choice import Solver, default_solver
 from convexrobust.solvers.conic import ConicSolver, SolverError
 from convexrobust.solvers.interior_point import InteriorPoint
-from convexrobust.solvers.seeding import train_certified
-from convexrobust.solvers.working_set import WorkingSet
+from convexrobust.solvers.working_set import WorkingSet, train_certified
 
 if TYPE_CHECKING:
     from convexrobust.solvers.admm import ADMM

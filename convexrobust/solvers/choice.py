@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
 from convexrobust.losses import Logistic
 from convexrobust.program import ConvexProgram, Solution
+from convexrobust.solvers.compiled import compiles
 from convexrobust.solvers.conic import ConicSolver
 from convexrobust.solvers.interior_point import InteriorPoint
 
@@ -86,31 +85,6 @@ def dense_solver(program: ConvexProgram, tol: float) -> InteriorPoint | None:
     return InteriorPoint(tol) if small or _falls_into_blocks(program) else None
 
 
-def kernels_for(program: ConvexProgram):
-    """Return the module of the compiled iteration of `ADMM`; None if it is not for the program.
-
-    It is for perturbations in boxes or none, and rows that are samples of their own, where numba is
-    there.
-    """
-    boxes = program.sets.radius == 0.0 or program.sets.p == np.inf
-    return _kernels() if boxes and program.copy_of is None and _has("numba") else None
-
-
-@lru_cache
-def _kernels():
-    try:
-        from convexrobust.solvers import kernels  # imports numba
-    except ImportError as error:  # numba refuses versions of NumPy that it does not know
-        warnings.warn(
-            f"numba is installed but cannot be imported ({error}): ADMM is slower without it. "
-            "Upgrade or uninstall numba.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return kernels
-
-
 def _has(module) -> bool:
     return importlib.util.find_spec(module) is not None
 
@@ -144,7 +118,7 @@ def _suits_splitting(program, tol) -> bool:
     if not rough or program.formulation != "soft":
         return False
     dense = _DENSE_NOMINAL if nominal else _DENSE_ROUGH
-    return _unknowns(program) > dense or kernels_for(program) is not None
+    return _unknowns(program) > dense or compiles(program)
 
 
 def _splits_copies(program) -> bool:

@@ -10,8 +10,8 @@ Given the slope M_e of every margin of a sample and the slacks s that its margin
 
 Once the multipliers a of the margins are known everything else is closed form: with z the slope
 moved by :math:`(a_e / \rho) x`, M_e is z minus its projection on :math:`a_e / \rho` times the
-perturbation set, and a slack is :math:`(g_i - \kappa a)_+` (see `convexrobust.solvers.cones`). The
-margins increase with a, and :math:`a \in -\omega \partial \varphi(m)` is solved by Newton's method:
+perturbation set, and a slack is :math:`(g_i - \kappa a)_+` (see `cones`). The margins increase with
+a, and :math:`a \in -\omega \partial \varphi(m)` is solved by Newton's method:
 the margins are piecewise linear in a (nearly so for l1 and l2), and with them linearised `Balance`
 is exact. Two steps do, because the multipliers of the last iteration are close; after one alone
 they may go to and fro at a kink of the margins for ever.
@@ -24,7 +24,7 @@ import torch
 
 from convexrobust.backends import torch as xp
 from convexrobust.perturbations import project_rows
-from convexrobust.solvers.balance import Balance
+from convexrobust.solvers.admm.balance import Balance
 
 # In units of the largest multiplier: the change after which one step will do, and the size that
 # stands for 0, where the worst perturbation is that of the limit.

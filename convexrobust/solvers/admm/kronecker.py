@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import torch
 
-from convexrobust.solvers.gram import Gram
+from convexrobust.solvers.admm.gram import Gram
 
 
 class KroneckerLeastSquares:

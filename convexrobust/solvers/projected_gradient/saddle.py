@@ -9,7 +9,7 @@ from convexrobust.backends import numpy as numpy_backend
 from convexrobust.backends import torch as torch_backend
 from convexrobust.duality import Multipliers
 from convexrobust.program import ConvexProgram, Solution
-from convexrobust.solvers.saddle_terms import Chunk, Terms
+from convexrobust.solvers.projected_gradient.terms import Chunk, Terms
 
 _INSIDE = 0.9  # of the range of multipliers, where curvatures are measured
 _STALLED = 4  # records without progress after which the steps are shortened

@@ -5,8 +5,8 @@ explained there: `margin_prox`, `balance`, `cones`, `reach`, `kronecker`. They a
 `FusedIteration`, which multiplies the matrices in between.
 """
 
-from convexrobust.solvers.kernels.margins import margin_prox, margins_prox, move_slopes
-from convexrobust.solvers.kernels.moves import (
+from convexrobust.solvers.admm.kernels.margins import margin_prox, margins_prox, move_slopes
+from convexrobust.solvers.admm.kernels.moves import (
     join,
     move_gaps,
     move_product,
@@ -15,7 +15,7 @@ from convexrobust.solvers.kernels.moves import (
     separate,
     settle,
 )
-from convexrobust.solvers.kernels.weights import box_prox, shared_prox, shrink
+from convexrobust.solvers.admm.kernels.weights import box_prox, shared_prox, shrink
 
 __all__ = [
     "box_prox",

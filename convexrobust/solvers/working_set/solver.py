@@ -1,12 +1,4 @@
-r"""Column generation: few patterns at a time, always the ones that matter.
-
-A program with all patterns has far too many columns, and nearly all of its neurons are zero. A
-*working set* of patterns is solved, the dual point prices all gates of R^d for the patterns that
-it violates most, these join, unused ones leave, and the next program starts where the last one
-stopped. The first patterns are the gates of a network (by default one that is trained on the
-certified bound for a moment): it is then a point of the first program, and every solve can only
-improve on it.
-"""
+"""`WorkingSet`: the rounds of column generation."""
 
 from __future__ import annotations
 
@@ -20,12 +12,16 @@ from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram, Progress, Solution
 from convexrobust.solvers.choice import default_solver, dense_solver
-from convexrobust.solvers.columns import joined, kept
-from convexrobust.solvers.constant import ConstantNetwork, best_constant, simple_constant
 from convexrobust.solvers.monitor import INTERRUPTED, warn_early
-from convexrobust.solvers.pricing import best_cone_multipliers, price
 from convexrobust.solvers.residuals import multipliers_from_margins
-from convexrobust.solvers.seeding import some_rows, train_certified
+from convexrobust.solvers.working_set.columns import joined, kept
+from convexrobust.solvers.working_set.constant import (
+    ConstantNetwork,
+    best_constant,
+    simple_constant,
+)
+from convexrobust.solvers.working_set.pricing import best_cone_multipliers, price
+from convexrobust.solvers.working_set.seeding import some_rows, train_certified
 from convexrobust.threads import threads_for
 
 NOT_REFUTED = "all patterns, not refuted"
@@ -74,7 +70,7 @@ class WorkingSet:
     The returned `Solution` has patterns ``D`` of its own. Its lower bound is about those
     (``lower_bound_scope`` "patterns"). If pricing found no pattern that would improve on it, the
     scope is "all patterns, not refuted": pricing is a heuristic search, so that this is no proof.
-    `convexrobust.solvers.pricing.global_lower_bound` is one, for small data.
+    `convexrobust.solvers.working_set.pricing.global_lower_bound` is one, for small data.
 
     Where the first network is not far better than a constant one, the best constant network is a
     candidate, too: under large perturbations solvers are slow to find it and to prove it best.

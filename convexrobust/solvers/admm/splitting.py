@@ -1,31 +1,7 @@
-r"""The alternating direction method of multipliers on tensors, for every program and any size.
-
-Each part of the program that couples variables gets a copy of what it sees, so that every part is
-solved exactly (following Boyd et al. 2011 for the method; the splitting is our own):
-
-* the slopes of the margins, :math:`M_e = \sum_c T_{ec} \circ D (V_c - W_c)'` (n x d), on which the
-  loss and the perturbations of the slope act, sample by sample;
-* the pre-activations :math:`H = X U` and the reaches :math:`T_{ki} = \rho_k(u_i)` (n x P), on which
-  the cone rows or slacks act;
-* the weights U themselves, with the group norm and the epigraph of :math:`\rho`.
-
-What remains for U is least squares whose normal operator is a sum of two Kronecker products,
-
-.. math:: (\rho_h X'X + \rho_z I)\, \Delta + 2 \rho_m\, \Delta\, G, \qquad
-          G = \sum_e (T_e \circ D)'(T_e \circ D),
-
-for the difference :math:`\Delta = V - W`, and its first term alone for V + W. Two
-eigendecompositions, made once, solve it for every choice of the weights :math:`\rho`, which can
-therefore be adapted block by block for nothing. An iteration costs matrix products only, linear in
-the number of rows.
-
-Below the iteration is written on tensors, for any program, device and precision. `FusedIteration`
-is the same one, compiled, for perturbations in boxes on a CPU.
-"""
+"""The iteration of `ADMM` on tensors: its copies, their proximal steps and the weights of both."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -33,20 +9,14 @@ import torch
 
 from convexrobust.backends import torch as xp
 from convexrobust.duality import Multipliers, repaired
-from convexrobust.program import ConvexProgram, Solution
-from convexrobust.solvers.cones import ConeCopies
-from convexrobust.solvers.fused import fused_iteration
-from convexrobust.solvers.gram import Gram
-from convexrobust.solvers.kronecker import KroneckerLeastSquares
-from convexrobust.solvers.margin_prox import MarginProx
-from convexrobust.solvers.monitor import Monitor
-from convexrobust.solvers.reach import BoxReach, SharedReach, shrunk
-from convexrobust.solvers.tensors import memory_of, scalar_like
+from convexrobust.solvers.admm.cones import ConeCopies
+from convexrobust.solvers.admm.fused import fused_iteration
+from convexrobust.solvers.admm.gram import Gram
+from convexrobust.solvers.admm.kronecker import KroneckerLeastSquares
+from convexrobust.solvers.admm.margin_prox import MarginProx
+from convexrobust.solvers.admm.reach import BoxReach, SharedReach, shrunk
 
 _RELAXATION = 1.6  # 1.9 takes fewer iterations on some programs, and more on others
-_CHECK = 50  # iterations between two certificates
-_BALANCE = 20  # iterations between two changes of the weights
-_LAST_BALANCE = 400  # the iteration converges for weights that no longer change
 _LARGEST_CHANGE = 3.0
 # Balanced are the primal error and the dual one times the square of this: below 1, because the
 # lower bound needs small dual errors. That of the slopes was chosen on seven programs.
@@ -79,90 +49,7 @@ class Weights(NamedTuple):
 _FIRST_WEIGHTS = Weights(0.1, 3.0, 16.0, 0.12, 0.5)  # near where they settle on standardised data
 
 
-class ADMM:
-    r"""Solve a `ConvexProgram` by splitting, on tensors of any dtype and device.
-
-    Parameters
-    ----------
-    tol : float
-        Relative gap between the certified objective and the lower bound to stop at.
-    max_iter : int
-        Iterations at most.
-    dtype : {"float64", "float32"}
-        Precision of the iterations. Both bounds are computed in float64 in any case.
-    device : str
-        Any torch device, for example "cpu" or "cuda".
-    time_limit : float, optional
-        Seconds.
-
-    Notes
-    -----
-    The iteration is that of Douglas and Rachford on the copies, with over-relaxation. The weights
-    of the blocks are balanced, each on its own, by the relative primal and dual changes. Memory is
-    dominated by the copies, a few arrays of n x 2CP numbers and of n x Ed.
-
-    On a CPU with few threads the element-wise part is compiled, where numba is installed, for
-    l-inf perturbations or none: with one output up to 10 times as fast, with several up to 3, the
-    more the smaller the program. Compiling takes some seconds, once for each kind of loss and
-    perturbations and each precision; it is kept on disk where that can be written.
-    """
-
-    def __init__(self, tol=1e-3, max_iter=3000, *, dtype="float64", device="cpu", time_limit=None):
-        self.tol = tol
-        self.max_iter = max_iter
-        self.dtype = dtype
-        self.device = device
-        self.time_limit = time_limit
-
-    def __repr__(self):
-        return (
-            f"ADMM(tol={self.tol!r}, max_iter={self.max_iter!r}, dtype={self.dtype!r}, "
-            f"device={self.device!r})"
-        )
-
-    def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
-        """Solve the program, from a start of the same shape if one is given.
-
-        Raises
-        ------
-        ValueError
-            If the device is missing.
-        MemoryError
-            If it is too small.
-
-        Warns
-        -----
-        ConvergenceWarning
-            If the gap did not reach ``tol``.
-        """
-        monitor = Monitor(program, "ADMM", self.tol, self.time_limit)
-        like, splitting = scalar_like(self.dtype, self.device), None
-        with monitor.running(), torch.no_grad(), memory_of(like, "the number of patterns"):
-            splitting = _Splitting(program, like, start)
-            n_iter = 0
-            while n_iter < self.max_iter:
-                stop = _next_stop(n_iter, self.max_iter)
-                splitting.advance(stop - n_iter)
-                n_iter = stop
-                if n_iter % _BALANCE == 0 and n_iter <= _LAST_BALANCE:
-                    splitting.balance()
-                if n_iter % _CHECK == 0 or n_iter == self.max_iter:
-                    V, W = splitting.point()
-                    if monitor.record(n_iter, V, W, splitting.multipliers()):
-                        break
-        state = None if splitting is None else splitting.weights()  # Ctrl-C while it was built
-        return replace(monitor.solution(), state=state)
-
-
-def _next_stop(n_iter, max_iter):
-    """Return the iteration after which the weights are balanced or the iterate certified next."""
-    stop = min(n_iter - n_iter % _CHECK + _CHECK, max_iter)
-    if n_iter < _LAST_BALANCE:
-        stop = min(n_iter - n_iter % _BALANCE + _BALANCE, stop)
-    return stop
-
-
-class _Splitting:
+class Splitting:
     """The state of the iteration.
 
     Each block of ``state`` is s = z + u, copy plus scaled multiplier, so that an iteration reads:

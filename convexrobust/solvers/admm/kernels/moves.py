@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convexrobust.solvers.kernels.compiling import compiled
+from convexrobust.solvers.compiled import compiled
 
 
 @compiled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexrobust.solvers.kernels.compiling import compiled
+from convexrobust.solvers.compiled import compiled
 
 
 @compiled

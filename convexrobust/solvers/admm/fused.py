@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from convexrobust.solvers.choice import kernels_for
-from convexrobust.solvers.margin_prox import SETTLED, SMALLEST
-from convexrobust.solvers.reach import NEWTON_STEPS, ROUNDING, BoxReach
+from convexrobust.solvers.admm.margin_prox import SETTLED, SMALLEST
+from convexrobust.solvers.admm.reach import NEWTON_STEPS, ROUNDING, BoxReach
+from convexrobust.solvers.compiled import compiles
 
 _FEW_THREADS = 3  # kernels use one; from here on tensors, with three times the passes, catch up
 
@@ -21,8 +21,11 @@ _FEW_THREADS = 3  # kernels use one; from here on tensors, with three times the 
 def fused_iteration(splitting) -> FusedIteration | None:
     """Return the `FusedIteration` of a splitting, None where there is none or it does not pay."""
     on_cpu = splitting.X.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
-    kernels = kernels_for(splitting.program) if on_cpu else None
-    return None if kernels is None else FusedIteration(splitting, kernels)
+    if not (on_cpu and compiles(splitting.program)):
+        return None
+    from convexrobust.solvers.admm import kernels  # imports numba
+
+    return FusedIteration(splitting, kernels)
 
 
 class FusedIteration:
@@ -36,10 +39,10 @@ class FusedIteration:
 
     Parameters
     ----------
-    splitting : _Splitting
+    splitting : Splitting
         The state of `ADMM`. Arrays share its memory where they can.
     kernels : module
-        `convexrobust.solvers.kernels`.
+        `convexrobust.solvers.admm.kernels`.
     """
 
     def __init__(self, splitting, kernels):

@@ -19,7 +19,7 @@ import torch
 
 from convexrobust.backends import torch as xp
 from convexrobust.perturbations import DUAL_NORM, project_rows
-from convexrobust.solvers.gram import Gram
+from convexrobust.solvers.admm.gram import Gram
 
 NEWTON_STEPS = 3
 ROUNDING = 1e-6  # relative error of an equation that is solved: a step may then be 0
