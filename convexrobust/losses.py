@@ -13,11 +13,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar
 
 import numpy as np
 
 from convexrobust.backends import numpy as numpy_backend
+
+
+class LossKind(StrEnum):
+    """What solvers know of a loss beyond its value, conjugate and derivative."""
+
+    #: Of the smallest margin alone, and piecewise quadratic in it: see `Loss.threshold`.
+    SMALLEST_MARGIN = "smallest margin"
+    #: :math:`\log(1 + \sum_e e^{-m_e})`.
+    LOGISTIC = "logistic"
+    #: Anything else. Solvers that need more than that refuse it; `ConicSolver` does not.
+    OTHER = "other"
 
 
 class Loss(ABC):
@@ -27,24 +39,26 @@ class Loss(ABC):
     ----------
     task : {"classification", "regression"}
         Which margins the loss is a function of.
+    kind : LossKind
+        What solvers may rely on; "other" promises nothing.
     smoothness : float
         Lipschitz constant of the derivative with respect to a scalar prediction (inf if none).
     largest_multiplier : float
         Bound on the sum of a sample's multipliers, the domain of the conjugate (inf if none).
     threshold, steepness : float
-        Of a piecewise quadratic loss of the smallest margin: where the sum of the multipliers is A,
-        0 < A < largest_multiplier, that margin is ``threshold - steepness * A``. NaN for others.
+        Of the kind "smallest margin" only. The loss is
+        :math:`\max_A\ A (\tau - \min_e m_e) - \sigma A^2 / 2` over 0 <= A <= largest_multiplier
+        with the threshold :math:`\tau` and the steepness :math:`\sigma \ge 0`: where the sum of the
+        multipliers is A, strictly between these ends, the smallest margin is
+        :math:`\tau - \sigma A`.
     """
 
     task: ClassVar[str]
+    kind: ClassVar[LossKind] = LossKind.OTHER
     smoothness: ClassVar[float]
-    largest_multiplier: ClassVar[float]
-    steepness: ClassVar[float]
-
-    @property
-    @abstractmethod
-    def threshold(self) -> float:
-        """See above."""
+    largest_multiplier: float
+    threshold: float
+    steepness: float
 
     @abstractmethod
     def value(self, xp, margins):
@@ -99,6 +113,7 @@ class MarginLoss(Loss):
 class Hinge(MarginLoss):
     r"""The hinge :math:`\max(0, 1 - \min_c m_c)` (Crammer and Singer's for several classes)."""
 
+    kind = LossKind.SMALLEST_MARGIN
     smoothness = np.inf
     largest_multiplier = 1.0
     threshold = 1.0
@@ -121,6 +136,7 @@ class Hinge(MarginLoss):
 class SquaredHinge(MarginLoss):
     r"""The squared hinge :math:`\max(0, 1 - \min_c m_c)^2`."""
 
+    kind = LossKind.SMALLEST_MARGIN
     smoothness = 2.0
     largest_multiplier = np.inf
     threshold = 1.0
@@ -144,10 +160,9 @@ class SquaredHinge(MarginLoss):
 class Logistic(MarginLoss):
     r"""The logistic loss :math:`\log(1 + \sum_c e^{-m_c})` (cross-entropy for several classes)."""
 
+    kind = LossKind.LOGISTIC
     smoothness = 0.25
     largest_multiplier = 1.0
-    threshold = np.nan
-    steepness = np.nan
 
     def value(self, xp, margins):
         """Return the loss of each sample; margins (n, E) gives shape (n,)."""
@@ -179,6 +194,7 @@ class ResidualLoss(Loss):
 class Squared(ResidualLoss):
     r"""Half the square of the residual, :math:`\tfrac12 (f(x) - y)^2`."""
 
+    kind = LossKind.SMALLEST_MARGIN
     smoothness = 1.0
     largest_multiplier = np.inf
     threshold = 0.0
@@ -201,6 +217,7 @@ class Squared(ResidualLoss):
 class Absolute(ResidualLoss):
     r"""The absolute residual :math:`|f(x) - y|`."""
 
+    kind = LossKind.SMALLEST_MARGIN
     smoothness = np.inf
     largest_multiplier = 1.0
     threshold = 0.0
@@ -232,6 +249,7 @@ class EpsilonInsensitive(ResidualLoss):
 
     tube: float = 0.1
 
+    kind = LossKind.SMALLEST_MARGIN
     smoothness = np.inf
     largest_multiplier = 1.0
     steepness = 0.0
@@ -241,7 +259,7 @@ class EpsilonInsensitive(ResidualLoss):
             raise ValueError(f"tube must be a finite number >= 0, got {self.tube!r}.")
 
     @property
-    def threshold(self) -> float:
+    def threshold(self) -> float:  # type: ignore[override]
         """The margin from which on the loss is 0."""
         return -self.tube
 

@@ -15,7 +15,7 @@ from convexrobust import (
     LpBall,
     default_solver,
 )
-from convexrobust.solvers import ADMM, InteriorPoint, choice
+from convexrobust.solvers import ADMM, InteriorPoint, choice, compiled
 
 
 def program_of(n, d, P, epsilon=0.1, formulation="soft"):
@@ -89,7 +89,7 @@ def test_interior_point_for_nominal_cones():
 
 
 def test_the_choice_loads_numba_only_where_it_may_matter(monkeypatch):
-    monkeypatch.setattr(choice, "_kernels", lambda: pytest.fail("kernels are asked for"))
+    monkeypatch.setattr(compiled, "_numba_works", lambda: pytest.fail("numba is asked for"))
     default_solver(program_of(50, 10, 20), tol=1e-6)
 
 

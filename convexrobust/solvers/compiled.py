@@ -22,7 +22,8 @@ def compiles(program: ConvexProgram) -> bool:
     there.
     """
     boxes = program.sets.radius == 0.0 or program.sets.p == np.inf
-    return boxes and program.copy_of is None and _numba_works()
+    there = importlib.util.find_spec("numba") is not None
+    return boxes and program.copy_of is None and there and _numba_works()
 
 
 def compiled(function):
@@ -39,8 +40,6 @@ def compiled(function):
 
 @lru_cache
 def _numba_works() -> bool:
-    if importlib.util.find_spec("numba") is None:
-        return False
     try:
         import numba  # noqa: F401
     except ImportError as error:  # numba refuses versions of NumPy that it does not know

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from convexrobust.backends import torch as xp
-from convexrobust.losses import Logistic
+from convexrobust.losses import LossKind
 
 _BISECTIONS, _NEWTON_STEPS = 40, 40  # at most
 
@@ -46,14 +46,16 @@ class Balance:
         self.weight = xp.constant(program.weight, like)
         bound = program.loss.largest_multiplier
         self.cap = (bound if np.isfinite(bound) else 1e6) * self.weight
+        self.logistic = program.loss.kind == LossKind.LOGISTIC
+        steepness = 0.0 if self.logistic else program.loss.steepness
         # Samples of weight 0 have a cap of 0, whatever the fall; it only has to be a number.
-        self.fall = program.loss.steepness / torch.where(self.weight > 0.0, self.weight, 1.0)
+        self.fall = steepness / torch.where(self.weight > 0.0, self.weight, 1.0)
         self.samples = None
         if program.copy_of is not None:
             self._group(program, like)
 
     def _group(self, program, like):
-        if program.n_outputs > 1 or isinstance(program.loss, Logistic):
+        if program.n_outputs > 1 or self.logistic:
             raise ValueError(
                 "copies of samples with several outputs, or with the logistic loss, are not for "
                 "this solver: use ConicSolver()."
@@ -87,7 +89,7 @@ class Balance:
         return out.index_add_(1, self.samples.T.flatten(), a.flatten(1))
 
     def _solve(self, constant, slope, k0, k1):
-        if isinstance(self.loss, Logistic):
+        if self.logistic:
             solve = self._logistic if len(constant) == 1 else self._softmax
             return solve(constant, slope, k0, k1)
         level = self.loss.threshold - k0

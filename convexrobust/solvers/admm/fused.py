@@ -59,7 +59,8 @@ class FusedIteration:
         one_margin = len(self.offsets) == program.n_outputs == 1
         self.prox_of_loss = kernels.margin_prox if one_margin else kernels.margins_prox
         of_samples = prox.balance.weight, prox.balance.cap, prox.balance.fall
-        self.loss = float(program.loss.threshold), *(part.numpy() for part in of_samples)
+        threshold = np.nan if prox.balance.logistic else float(program.loss.threshold)
+        self.loss = threshold, *(part.numpy() for part in of_samples)
         # Of the cone rows, those of V and then of W.
         self.opposite = cones.opposite.numpy()
         self.blocks = [((b.side, b.output), b.part, b.X.numpy()) for b in cones.blocks]

@@ -7,14 +7,7 @@ from typing import NamedTuple
 import torch
 
 from convexrobust.backends import torch as torch_backend
-from convexrobust.losses import (
-    Absolute,
-    EpsilonInsensitive,
-    Hinge,
-    Logistic,
-    Squared,
-    SquaredHinge,
-)
+from convexrobust.losses import LossKind
 from convexrobust.program import ConvexProgram
 
 _SHARPER = 2.0  # the factor by which kinks become sharper at a time
@@ -31,20 +24,18 @@ class _Pieces(NamedTuple):
 
 def _pieces(loss) -> _Pieces:
     """Return how a loss is made of its margins."""
-    table = {
-        Hinge: _Pieces(1.0, True, 1, 1.0),
-        SquaredHinge: _Pieces(1.0, True, 2, 1.0),
-        Logistic: _Pieces(0.0, True, 1, 1.0),  # whose largest t is a soft one
-        Squared: _Pieces(0.0, False, 2, 0.5),
-        Absolute: _Pieces(0.0, False, 1, 1.0),
-        EpsilonInsensitive: _Pieces(-getattr(loss, "tube", 0.0), True, 1, 1.0),
-    }
-    if type(loss) not in table:
+    if loss.kind == LossKind.LOGISTIC:
+        return _Pieces(0.0, True, 1, 1.0)  # whose largest t is a soft one
+    if loss.kind != LossKind.SMALLEST_MARGIN:
         raise TypeError(
-            f"the gated program cannot smooth the loss {loss!r}; use one of "
-            f"{', '.join(known.__name__ for known in table)}, or the conic solver."
+            f"the gated program cannot smooth the loss {loss!r}: it has to be of the smallest "
+            "margin or logistic; use the conic solver."
         )
-    return table[type(loss)]
+    # One of two opposite residuals is at least 0, so that no third piece is needed to be so.
+    zero = loss.task == "classification" or loss.threshold < 0.0
+    if loss.steepness > 0.0:
+        return _Pieces(loss.threshold, zero, 2, 0.5 / loss.steepness)
+    return _Pieces(loss.threshold, zero, 1, loss.largest_multiplier)
 
 
 class SmoothLoss:
@@ -60,7 +51,7 @@ class SmoothLoss:
         self.directions = torch.tensor(program.margin_map.directions, device=device)
         self.offsets = torch.tensor(program.margin_map.offsets, device=device)
         self.weight = torch.tensor(program.weight, device=device)
-        logistic = isinstance(program.loss, Logistic)
+        logistic = program.loss.kind == LossKind.LOGISTIC
         smooth = self.pieces.power == 2 and program.n_outputs == 1
         self.exact = logistic or smooth  # so that nothing is rounded
         self.softness = 1.0 if logistic else (0.0 if smooth else 0.3)

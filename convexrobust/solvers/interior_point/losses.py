@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexrobust.losses import Logistic
+from convexrobust.losses import LossKind
 from convexrobust.solvers.interior_point.cones import Orthant
 
 
 def loss_term(loss, weight, offsets) -> PiecewiseLoss:
     """Return the term of a loss for samples of those weights (n,) and margin offsets (n, E)."""
-    kind = LogisticLoss if isinstance(loss, Logistic) else PiecewiseLoss
+    kind = LogisticLoss if loss.kind == LossKind.LOGISTIC else PiecewiseLoss
     return kind(loss, weight, offsets)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from convexrobust.backends import torch as torch_backend
-from convexrobust.losses import Logistic
+from convexrobust.losses import LossKind
 from convexrobust.program import ConvexProgram
 
 
@@ -81,7 +81,7 @@ class Terms:
         self.n, self.p = len(program.X), program.sets.p
         self.robust = program.sets.radius > 0.0
         self.soft = program.formulation == "soft"
-        self.logistic = isinstance(program.loss, Logistic)
+        self.logistic = program.loss.kind == LossKind.LOGISTIC
         self.slope_of = program.margin_map.slope_of
         reach = program.sets.radius * program.sets.weights
         self.shared_shape = len(reach) == 1
@@ -161,7 +161,7 @@ class Terms:
         return targets, lost
 
     def margin_factors(self, margins, center, mu):
-        """Return the proximal step of the margins' multipliers (logits of them for Logistic)."""
+        """Return the proximal step of the margins' multipliers, of their logits if logistic."""
         loss = self.program.loss
         if self.logistic:
             return -margins if center is None else (mu * center - margins) / (1.0 + mu)
