@@ -13,7 +13,7 @@ from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import FORMULATIONS, ConvexProgram
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import ConicSolver
+from convexrobust.solvers import ConicSolver, SolverError
 from convexrobust.solvers.gated import GatedRelaxation, proximal_point, solve_gated, solver, to_relu
 from convexrobust.solvers.gated.weights_newton import Searched, _conjugate_gradients
 from tests.cases import BALLS, LOSSES, MARGIN_LOSSES, name, small_data, small_program
@@ -308,5 +308,5 @@ class TestBadInput:
             kind = "other"
 
         assert issubclass(Cubic, Loss)
-        with pytest.raises(TypeError, match="cannot smooth the loss"):
+        with pytest.raises(SolverError, match=r"Cubic is 'other': use ConicSolver\(\)"):
             solve_gated(nominal(Cubic()))

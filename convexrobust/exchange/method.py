@@ -24,7 +24,8 @@ from convexrobust.exchange.solution import ExchangeSolution, Round
 from convexrobust.network import TwoLayerReLU
 from convexrobust.program import ConvexProgram, Progress, Solution
 from convexrobust.solvers import ConicSolver, Solver, default_solver
-from convexrobust.solvers.monitor import INTERRUPTED, ConvergenceWarning, warn_early, watched_by
+from convexrobust.solvers.contract import check_accepted
+from convexrobust.solvers.monitor import INTERRUPTED, ConvergenceWarning, warn_early
 
 _INNER = ("exact", "attack")
 _PATTERNS = ("all", "grow", "fixed")
@@ -133,6 +134,12 @@ class Exchange:
             f"max_rounds={self.max_rounds!r})"
         )
 
+    def refusal(self, program: ConvexProgram) -> str | None:
+        """Return why the program is not for exchange, None if it is; see `Solver.refusal`."""
+        if program.copy_of is not None:
+            return "program has copy_of already: give the samples, exchange copies them."
+        return None
+
     def solve(self, program: ConvexProgram, start: Solution | None = None) -> ExchangeSolution:
         """Train against the perturbations of the program.
 
@@ -154,16 +161,16 @@ class Exchange:
         Raises
         ------
         ValueError
-            If the network or the solver does not fit, the program has copies already, or the
-            copies have more than ``most_cells`` cells.
+            If the network does not fit, or the copies have more than ``most_cells`` cells.
+        ProgramRefusedError
+            If the program has copies already, or the solver refuses programs with copies.
 
         Warns
         -----
         ConvergenceWarning
             If it stops at ``max_rounds`` or ``time_limit``, or by Ctrl-C, with the best so far.
         """
-        if program.copy_of is not None:
-            raise ValueError("program has copy_of already: give the samples, exchange copies them.")
+        check_accepted(self, program)
         return _Run(self, program).solution(start)
 
 
@@ -210,7 +217,7 @@ class _Run:
         """Run rounds; return why they ended."""
         self._begin_with_zero()
         if self.options.solver is not None:
-            _try(self.options.solver, self.restricted)
+            check_accepted(self.options.solver, self.restricted)
         if self._closed():
             return "optimal"
         network = self.options.network
@@ -392,11 +399,3 @@ class _Run:
 def _check_one_of(name, value, allowed):
     if value not in allowed:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
-
-
-def _try(solver, restricted):
-    """Let a solver refuse such programs before anything takes long, at one sample."""
-    first = {name: getattr(restricted, name)[:1] for name in ("X", "y", "D", "copy_of")}
-    with warnings.catch_warnings(), watched_by(lambda *_: False):
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        solver.solve(replace(restricted, sample_weight=None, **first))

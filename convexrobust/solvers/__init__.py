@@ -17,8 +17,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from convexrobust.solvers.choice import Solver, default_solver
-from convexrobust.solvers.conic import ConicSolver, SolverError
+from convexrobust.solvers.choice import default_solver
+from convexrobust.solvers.conic import ConicSolver
+from convexrobust.solvers.contract import ProgramRefusedError, Solver, SolverError
 from convexrobust.solvers.interior_point import InteriorPoint
 from convexrobust.solvers.working_set import WorkingSet, train_certified
 
@@ -32,6 +33,7 @@ __all__ = [
     "ConicSolver",
     "GatedRelaxation",
     "InteriorPoint",
+    "ProgramRefusedError",
     "ProjectedGradient",
     "Solver",
     "SolverError",

@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from convexrobust.losses import Logistic
-from convexrobust.program import ConvexProgram, Solution
+from convexrobust.program import ConvexProgram
 from convexrobust.solvers.compiled import compiles
 from convexrobust.solvers.conic import ConicSolver
+from convexrobust.solvers.contract import Solver, refusal_of
 from convexrobust.solvers.interior_point import InteriorPoint
 
-_DENSE = 2000  # unknowns, or outputs of all rows, up to which dense factorisations take seconds
-# Relative gaps from which on ADMM is quicker even there: of soft programs, with perturbations or
-# without (beyond some unknowns where its iteration is not compiled), and of constrained ones with
-# wide boxes, whose sides fill the systems of Newton's method.
-_ROUGH, _DENSE_ROUGH = 1e-2, 600
-_ROUGH_NOMINAL, _DENSE_NOMINAL = 1e-3, 10_000
-_ROUGH_WIDE, _WIDE = 1e-4, 90
-_SINGLE = 1e-3  # relative gap that single precision reaches
-_LARGE = 2_000_000  # rows times unknowns from which its speed, twice that of double, matters
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The sizes and gaps at which one solver becomes quicker than another.
+
+    Measured by ``benchmarks/solvers/choice.py``, which times both solvers on either side of each.
+    An unknown is a weight of a neuron (2 C d P of them), a gap is relative to the objective.
+
+    Attributes
+    ----------
+    dense : int
+        Unknowns, or outputs of all rows, up to which the dense factorisations of `InteriorPoint`
+        take seconds.
+    copies : int
+        Rows times unknowns up to which programs with copies go to `ConicSolver`.
+    soft_gap, soft_unknowns : float, int
+        Gap from which on `ADMM` is quicker even below ``dense`` on perturbed soft programs, and
+        unknowns beyond which it is so without being compiled.
+    nominal_gap, nominal_unknowns : float, int
+        The same of soft programs without perturbation.
+    wide_gap, wide_sides : float, int
+        Gap from which on it is quicker on constrained programs whose boxes have so many sides that
+        move alone (features, twice as many with bounds): these fill the systems of Newton's method.
+    single_gap, single_entries : float, int
+        Gap that single precision reaches, and rows times unknowns from which its speed, twice that
+        of double, matters.
+    """
+
+    dense: int = 2000
+    copies: int = 40_000
+    soft_gap: float = 1e-2
+    soft_unknowns: int = 600
+    nominal_gap: float = 1e-3
+    nominal_unknowns: int = 10_000
+    wide_gap: float = 1e-4
+    wide_sides: int = 90
+    single_gap: float = 1e-3
+    single_entries: int = 2_000_000
 
 
-class Solver(Protocol):
-    """Anything that solves a `ConvexProgram`."""
-
-    def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
-        """Return a solution, starting from another of the same shape where the solver can."""
-        ...
+THRESHOLDS = Thresholds()
+_TOL_NEWTON, _TOL_SPLITTING = 1e-4, 1e-2  # relative gaps where none is asked for
 
 
 def default_solver(
@@ -48,9 +74,10 @@ def default_solver(
     - cones are constraints for boxes of 90 features or more (45 with bounds), as in pictures, and
       the gap may be 1e-4.
 
-    Programs with copies go to `ConicSolver`, and large ones to `ADMM` if they have one output and
-    no logistic loss. `ADMM` runs in single precision on large programs, if ``tol`` is at least
-    1e-3; its bounds are in double precision all the same.
+    A solver that refuses the program (`Solver.refusal`) is passed over; `ConicSolver` takes any.
+    Programs with copies go to it, and large ones to `ADMM` if they have one output and no logistic
+    loss. `ADMM` runs in single precision on large programs, if ``tol`` is at least 1e-3; its bounds
+    are in double precision all the same.
 
     Parameters
     ----------
@@ -61,28 +88,33 @@ def default_solver(
     max_iter : int
         Iterations of `ADMM` at most.
     """
-    size = len(program.X) * _unknowns(program)
-    if program.copy_of is None:
-        newton = _unknowns(program) <= _DENSE or _falls_into_blocks(program)
-        if newton and not _suits_splitting(program, tol):
-            return InteriorPoint(1e-4 if tol is None else tol)
-    elif size <= 20 * _DENSE or not _splits_copies(program):
-        return ConicSolver()
-    if not _has("torch"):
-        return ConicSolver()
-    from convexrobust.solvers.admm import ADMM  # imports torch
-
-    tol = 1e-2 if tol is None else tol
-    single = tol >= _SINGLE and size > _LARGE
-    return ADMM(tol, max_iter, dtype="float32" if single else "float64")
+    suitable = (s for s in _by_size(program, tol, max_iter) if refusal_of(s, program) is None)
+    return next(suitable, ConicSolver())
 
 
 def dense_solver(program: ConvexProgram, tol: float) -> InteriorPoint | None:
-    """Return the solver for a program on which `ADMM` got stuck; None if it is too large."""
-    if program.copy_of is not None:
-        return None
-    small = _unknowns(program) <= _DENSE_ROUGH
-    return InteriorPoint(tol) if small or _falls_into_blocks(program) else None
+    """Return the solver for a program on which `ADMM` got stuck; None if it is not for it."""
+    solver = InteriorPoint(tol)
+    small = _unknowns(program) <= THRESHOLDS.soft_unknowns
+    if (small or _falls_into_blocks(program)) and solver.refusal(program) is None:
+        return solver
+    return None
+
+
+def _by_size(program, tol, max_iter) -> Iterator[Solver]:
+    """Yield solvers for a program of this size, the quickest first, whatever its loss."""
+    size = len(program.X) * _unknowns(program)
+    dense = _unknowns(program) <= THRESHOLDS.dense or _falls_into_blocks(program)
+    if dense and not _suits_splitting(program, tol):
+        yield InteriorPoint(_TOL_NEWTON if tol is None else tol)
+    if program.copy_of is not None and size <= THRESHOLDS.copies:
+        return
+    if _has("torch"):
+        from convexrobust.solvers.admm import ADMM  # imports torch
+
+        tol = _TOL_SPLITTING if tol is None else tol
+        single = tol >= THRESHOLDS.single_gap and size > THRESHOLDS.single_entries
+        yield ADMM(tol, max_iter, dtype="float32" if single else "float64")
 
 
 def _has(module) -> bool:
@@ -101,7 +133,7 @@ def _constrained(program) -> bool:
 def _falls_into_blocks(program) -> bool:
     """Tell whether the systems of `InteriorPoint` fall into blocks, or are those of few neurons."""
     blocks = program.sets.radius == 0.0 or _constrained(program)
-    return blocks and len(program.X) * program.n_outputs <= _DENSE
+    return blocks and len(program.X) * program.n_outputs <= THRESHOLDS.dense
 
 
 def _suits_splitting(program, tol) -> bool:
@@ -111,16 +143,11 @@ def _suits_splitting(program, tol) -> bool:
     sets = program.sets
     if _constrained(program):
         sides = program.X.shape[1] * (1 if program.perturbation.bounds is None else 2)
-        wide = sets.p == np.inf and sides >= _WIDE
-        return wide and (tol is None or tol >= _ROUGH_WIDE)
-    nominal = sets.radius == 0.0
-    rough = tol is not None and tol >= (_ROUGH_NOMINAL if nominal else _ROUGH)
-    if not rough or program.formulation != "soft":
+        wide = sets.p == np.inf and sides >= THRESHOLDS.wide_sides
+        return wide and (tol is None or tol >= THRESHOLDS.wide_gap)
+    gap, unknowns = THRESHOLDS.soft_gap, THRESHOLDS.soft_unknowns
+    if sets.radius == 0.0:
+        gap, unknowns = THRESHOLDS.nominal_gap, THRESHOLDS.nominal_unknowns
+    if tol is None or tol < gap or program.formulation != "soft":
         return False
-    dense = _DENSE_NOMINAL if nominal else _DENSE_ROUGH
-    return _unknowns(program) > dense or compiles(program)
-
-
-def _splits_copies(program) -> bool:
-    """Tell whether `ADMM` has a proximal step for the copies of this program."""
-    return program.n_outputs == 1 and not isinstance(program.loss, Logistic)
+    return _unknowns(program) > unknowns or compiles(program)

@@ -9,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from convexrobust.duality import Multipliers
+from convexrobust.losses import LossKind
 from convexrobust.program import ConvexProgram, Solution
+from convexrobust.solvers.contract import ProgramRefusedError, SolverError, check_accepted
 from convexrobust.solvers.monitor import warn_early
 
 _REMEDIES = {
@@ -21,14 +23,11 @@ _REMEDIES = {
 # The objective is divided by beta, or by these where beta is smaller. The first makes for fewer
 # iterations and a tighter dual bound; the second is tried where the solver fails on the first.
 _SMALLEST_BETAS = (1e-3, 1.0)
+_NO_EXPONENTIALS = ("CVXOPT", "QOCO")  # solvers without exponential cones
 _USABLE = ("optimal", "optimal_inaccurate", "user_limit")
 _PROVEN = 1e-4  # relative gap from which a point counts as optimal, whatever the solver says
 _FEASIBLE = 1e-6  # cone violation up to which it does
 _OPEN = 1e-3  # relative gap above which a point does not, whatever the solver says
-
-
-class SolverError(RuntimeError):
-    """A solver failed; the message names the solver, its status and a remedy."""
 
 
 class ConicSolver:
@@ -65,6 +64,16 @@ class ConicSolver:
     def __getstate__(self):
         return {**self.__dict__, "_compiled": None}
 
+    def refusal(self, program: ConvexProgram) -> str | None:
+        """Return why the program is not for this solver, None if it is; see `Solver.refusal`."""
+        name = _name_of(self.name)
+        if name in _NO_EXPONENTIALS and program.loss.kind == LossKind.LOGISTIC:
+            return (
+                f"{name} takes no exponential cones, which the logistic loss needs: use "
+                "ConicSolver() for Clarabel."
+            )
+        return None
+
     def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
         """Solve the program.
 
@@ -90,12 +99,14 @@ class ConicSolver:
         Raises
         ------
         SolverError
-            If there is no such solver, it has no licence, cannot take the cones, or failed.
+            If there is no such solver, it has no licence, cannot take the cones, or failed. Also
+            (`ProgramRefusedError`) if cvxpy cannot express the loss.
         """
         clock = time.perf_counter()
+        check_accepted(self, program)
         name = self._checked_name()
         if self._compiled is None or not self._compiled.serves(program):
-            self._compiled = _Compiled(program)
+            self._compiled = _compiled(program)
         best, failure = None, None
         for scale in _scales(program.regularizer.beta):
             self._compiled.set_values(program, start, scale)
@@ -120,7 +131,7 @@ class ConicSolver:
         """Return the cvxpy name of the solver after making sure that it can run."""
         import cvxpy as cp
 
-        name = "CLARABEL" if self.name is None else str(self.name).upper()
+        name = _name_of(self.name)
         if name not in cp.installed_solvers():
             remedy = _REMEDIES.get(name, "install it, or choose one of those")
             raise SolverError(
@@ -144,6 +155,29 @@ class ConicSolver:
         except Exception as error:  # solvers raise types of their own, mosek.Error among them
             return error
         return None
+
+
+def _name_of(name) -> str:
+    """Return the name by which cvxpy knows a solver."""
+    return "CLARABEL" if name is None else str(name).upper()
+
+
+def _compiled(program) -> _Compiled:
+    """Return the program as a cvxpy problem, or say what cvxpy cannot express."""
+    try:
+        compiled = _Compiled(program)
+    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        raise ProgramRefusedError(
+            f"ConicSolver cannot express {type(program.loss).__name__}.value by cvxpy ({error}): "
+            "write it with the atoms of convexrobust.backends.cvxpy only."
+        ) from error
+    if not compiled.problem.is_dcp():
+        raise ProgramRefusedError(
+            f"ConicSolver cannot solve with {type(program.loss).__name__}: cvxpy does not see that "
+            "its value is convex and non-increasing in the margins. Write it by the rules of "
+            "disciplined convex programming."
+        )
+    return compiled
 
 
 def _scales(beta) -> list[float]:

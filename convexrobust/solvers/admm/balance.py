@@ -34,11 +34,6 @@ class Balance:
     ----------
     samples : Tensor of shape (n_samples, K), optional
         The rows of each sample's copies.
-
-    Raises
-    ------
-    ValueError
-        For copies with several margins that share slacks, or with the logistic loss.
     """
 
     def __init__(self, program, like):
@@ -55,11 +50,6 @@ class Balance:
             self._group(program, like)
 
     def _group(self, program, like):
-        if program.n_outputs > 1 or self.logistic:
-            raise ValueError(
-                "copies of samples with several outputs, or with the logistic loss, are not for "
-                "this solver: use ConicSolver()."
-            )
         copies = torch.as_tensor(program.copies, device=like.device)
         repeated = torch.zeros_like(copies, dtype=torch.bool)
         repeated[:, 1:] = copies[:, 1:] == copies[:, :-1]

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import torch
 
+from convexrobust.losses import LossKind
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.solvers.admm.splitting import Splitting
+from convexrobust.solvers.contract import check_accepted, refusal_of_loss
 from convexrobust.solvers.monitor import Monitor
 from convexrobust.solvers.tensors import memory_of, scalar_like
 
@@ -57,6 +59,16 @@ class ADMM:
             f"device={self.device!r})"
         )
 
+    def refusal(self, program: ConvexProgram) -> str | None:
+        """Return why the program is not for this solver, None if it is; see `Solver.refusal`."""
+        logistic = program.loss.kind == LossKind.LOGISTIC
+        if program.copy_of is not None and (program.n_outputs > 1 or logistic):
+            return (
+                "ADMM takes no copies of samples with several outputs, or with the logistic loss: "
+                "use ConicSolver()."
+            )
+        return refusal_of_loss("ADMM", program.loss)
+
     def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
         """Solve the program, from a start of the same shape if one is given.
 
@@ -64,6 +76,8 @@ class ADMM:
         ------
         ValueError
             If the device is missing.
+        ProgramRefusedError
+            For a program that it refuses, with the text of `refusal`.
         MemoryError
             If it is too small.
 
@@ -72,6 +86,7 @@ class ADMM:
         ConvergenceWarning
             If the gap did not reach ``tol``.
         """
+        check_accepted(self, program)
         monitor = Monitor(program, "ADMM", self.tol, self.time_limit)
         like, splitting = scalar_like(self.dtype, self.device), None
         with monitor.running(), torch.no_grad(), memory_of(like, "the number of patterns"):

@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.backends import torch as torch_backend
 from convexrobust.program import ConvexProgram, Solution
-from convexrobust.solvers.gated.solver import solve_gated
+from convexrobust.solvers.gated.solver import refusal_of_gated, solve_gated
 
 
 def to_relu(program: ConvexProgram, U, *, n_steps: int = 60, **facts) -> Solution:
@@ -115,6 +115,10 @@ class GatedRelaxation:
     def __repr__(self):
         options = "".join(f", {key}={value!r}" for key, value in self.options.items())
         return f"GatedRelaxation(tol={self.tol!r}, n_steps={self.n_steps!r}{options})"
+
+    def refusal(self, program: ConvexProgram) -> str | None:
+        """Return why the program is not for this solver, None if it is; see `Solver.refusal`."""
+        return refusal_of_gated(program)
 
     def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
         """Return a network with a certified objective and the gated lower bound.

@@ -26,11 +26,6 @@ def _pieces(loss) -> _Pieces:
     """Return how a loss is made of its margins."""
     if loss.kind == LossKind.LOGISTIC:
         return _Pieces(0.0, True, 1, 1.0)  # whose largest t is a soft one
-    if loss.kind != LossKind.SMALLEST_MARGIN:
-        raise TypeError(
-            f"the gated program cannot smooth the loss {loss!r}: it has to be of the smallest "
-            "margin or logistic; use the conic solver."
-        )
     # One of two opposite residuals is at least 0, so that no third piece is needed to be so.
     zero = loss.task == "classification" or loss.threshold < 0.0
     if loss.steepness > 0.0:

@@ -11,6 +11,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram
+from convexrobust.solvers.contract import ProgramRefusedError, refusal_of_loss
 from convexrobust.solvers.gated.first_order import accelerate
 from convexrobust.solvers.gated.proximal_point import MAX_STEPS, proximal_point
 from convexrobust.solvers.gated.run import Run
@@ -113,9 +114,9 @@ def solve_gated(
     Raises
     ------
     ValueError
-        For a wrong tol, dtype, chunk_size or shape of start, or beta = 0 (which leaves no bound).
-    TypeError
-        For a loss that is not one of `convexrobust.losses`.
+        For a wrong tol, dtype, chunk_size or shape of start.
+    ProgramRefusedError
+        For copies of samples, a loss of kind "other", or beta = 0 (which leaves no bound).
 
     Warns
     -----
@@ -133,6 +134,8 @@ def solve_gated(
     sharper as the rounded problem is solved; its gap closes more slowly.
     """
     _check_arguments(program, tol, dtype, chunk_size, start)
+    if text := refusal_of_gated(program):
+        raise ProgramRefusedError(text)
     run = Run(program, getattr(torch, dtype), device, chunk_size)
     first = _first_weights(program, start, device)
     status = _improve(run, first, tol, max_iter, np.inf if time_limit is None else time_limit)
@@ -160,6 +163,18 @@ def solve_gated(
     return found
 
 
+def refusal_of_gated(program: ConvexProgram) -> str | None:
+    """Return why the gated program of a `ConvexProgram` cannot be solved, None if it can."""
+    if program.copy_of is not None:
+        return "The gated program takes no copies of samples: use ConicSolver()."
+    if not program.regularizer.beta > 0.0:
+        return (
+            "beta must be > 0 for the gated program, which has no bound without it: use "
+            "ConicSolver()."
+        )
+    return refusal_of_loss("The gated program", program.loss)
+
+
 def _check_arguments(program, tol, dtype, chunk_size, start):
     """Raise ValueError naming the argument of `solve_gated` that is wrong."""
     if not tol >= 0.0:
@@ -168,8 +183,6 @@ def _check_arguments(program, tol, dtype, chunk_size, start):
         raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}.")
     if chunk_size is not None and not chunk_size >= 1:
         raise ValueError(f"chunk_size must be a number of rows >= 1, got {chunk_size!r}.")
-    if not program.regularizer.beta > 0.0:
-        raise ValueError("beta must be > 0 for the gated program: without it there is no bound.")
     if start is not None and np.shape(start) != program.shape:
         raise ValueError(f"start must have shape {program.shape}, got {np.shape(start)}.")
 

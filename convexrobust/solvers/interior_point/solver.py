@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from convexrobust.program import ConvexProgram, Solution
+from convexrobust.solvers.contract import check_accepted, refusal_of_loss
 from convexrobust.solvers.interior_point.data import Data, Neurons
 from convexrobust.solvers.interior_point.iterate import Iterate
 from convexrobust.solvers.interior_point.left_out import LeftOut
@@ -48,6 +49,15 @@ class InteriorPoint:
             f"time_limit={self.time_limit!r})"
         )
 
+    def refusal(self, program: ConvexProgram) -> str | None:
+        """Return why the program is not for this solver, None if it is; see `Solver.refusal`."""
+        if program.copy_of is not None:
+            return (
+                "InteriorPoint takes no program with copy_of; use ConicSolver() for samples with "
+                "several copies."
+            )
+        return refusal_of_loss("InteriorPoint", program.loss)
+
     def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
         """Solve the program.
 
@@ -71,24 +81,22 @@ class InteriorPoint:
         Raises
         ------
         ValueError
-            For an option out of range, or a program with ``copy_of``.
+            For an option out of range.
+        ProgramRefusedError
+            For a program that it refuses, with the text of `refusal`.
         """
-        self._check(program)
+        self._check_options()
+        check_accepted(self, program)
         monitor = Monitor(program, "InteriorPoint", self.tol, self.time_limit)
         with monitor.running(), np.errstate(all="ignore"):
             _Run(program, monitor, self.max_iter).solve()
         return monitor.solution()
 
-    def _check(self, program):
+    def _check_options(self):
         if not (np.isfinite(self.tol) and self.tol > 0.0):
             raise ValueError(f"tol must be a positive number, got {self.tol!r}.")
         if self.max_iter < 1:
             raise ValueError(f"max_iter must be at least 1, got {self.max_iter!r}.")
-        if program.copy_of is not None:
-            raise ValueError(
-                "InteriorPoint takes no program with copy_of; use ConicSolver() for samples with "
-                "several copies."
-            )
 
 
 class _Run:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexrobust.losses import Logistic
 from convexrobust.program import ConvexProgram, Solution
+from convexrobust.solvers.contract import check_accepted, refusal_of_loss
 from convexrobust.solvers.monitor import Monitor
 from convexrobust.solvers.projected_gradient.saddle import Saddle
 from convexrobust.solvers.tensors import memory_of, scalar_like
@@ -75,13 +75,19 @@ class ProjectedGradient:
         names = ("tol", "max_iter", "dtype", "device", "batch_size", "chunk_size")
         return f"ProjectedGradient({', '.join(f'{k}={getattr(self, k)!r}' for k in names)})"
 
+    def refusal(self, program: ConvexProgram) -> str | None:
+        """Return why the program is not for this solver, None if it is; see `Solver.refusal`."""
+        if program.copy_of is not None:
+            return "ProjectedGradient takes no copies of samples: use ConicSolver()."
+        return refusal_of_loss("ProjectedGradient", program.loss)
+
     def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
         """Solve the program, from the weights and multipliers of ``start`` where they fit.
 
         Parameters
         ----------
         program : ConvexProgram
-            What to minimise, of any loss of `convexrobust.losses`, without copies of samples.
+            What to minimise.
         start : Solution, optional
             Starting point.
 
@@ -98,12 +104,14 @@ class ProjectedGradient:
         Raises
         ------
         ValueError
-            If the device is missing, or the program has copies or a loss of another kind.
+            If the device is missing.
+        ProgramRefusedError
+            For a program that it refuses, with the text of `refusal`.
         MemoryError
             If the device is too small for a chunk.
         """
         like = scalar_like(self.dtype, self.device)
-        _check_program(program)
+        check_accepted(self, program)
         monitor = Monitor(program, "ProjectedGradient", self.tol, self.time_limit)
         if start is not None and start.V.shape != program.shape:
             start = None
@@ -139,17 +147,6 @@ class ProjectedGradient:
             saddle.rebalance()
             distance = max(distance, n_iter // 10)
             next_record = n_iter + distance
-
-
-def _check_program(program):
-    if program.copy_of is not None:
-        raise ValueError("ProjectedGradient takes no copies of samples: use ConicSolver().")
-    loss = program.loss
-    if not isinstance(loss, Logistic) and not np.isfinite(loss.steepness):
-        raise ValueError(
-            f"ProjectedGradient needs the threshold and steepness of a piecewise quadratic loss, "
-            f"or Logistic; {type(loss).__name__} has none: use ConicSolver()."
-        )
 
 
 def _fitting(program, start):

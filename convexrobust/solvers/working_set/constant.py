@@ -21,6 +21,8 @@ from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
+from convexrobust.solvers.conic import ConicSolver
+from convexrobust.solvers.contract import Solver
 from convexrobust.solvers.interior_point import InteriorPoint
 from convexrobust.solvers.monitor import INTERRUPTED, watched_by
 from convexrobust.solvers.residuals import margins_at_zero
@@ -71,7 +73,7 @@ def best_constant(program: ConvexProgram) -> ConstantNetwork:
     small, kind = _without_features(program)
     with warnings.catch_warnings(), watched_by(lambda *_: False):  # no iterates of the program
         warnings.simplefilter("ignore", ConvergenceWarning)  # of a gap of 1e-8, say
-        found = InteriorPoint(_TOL).solve(small)
+        found = _solver_of(small).solve(small)
     if found.status == INTERRUPTED:
         raise KeyboardInterrupt
     if found.multipliers is None:  # the numbers were too large
@@ -82,6 +84,12 @@ def best_constant(program: ConvexProgram) -> ConstantNetwork:
     share /= np.maximum(small.weight[kind], np.finfo(float).tiny)
     margins = found.multipliers.margins[kind] * share[:, None]
     return ConstantNetwork(found.objective, (found.V - found.W)[:, 0, 0], margins)
+
+
+def _solver_of(program) -> Solver:
+    """Return the most accurate solver that does not refuse the program."""
+    accurate = InteriorPoint(_TOL)
+    return accurate if accurate.refusal(program) is None else ConicSolver()
 
 
 def simple_constant(program: ConvexProgram) -> float:

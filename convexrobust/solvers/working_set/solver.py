@@ -12,6 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram, Progress, Solution
 from convexrobust.solvers.choice import default_solver, dense_solver
+from convexrobust.solvers.contract import check_accepted, refusal_of
 from convexrobust.solvers.monitor import INTERRUPTED, warn_early
 from convexrobust.solvers.residuals import multipliers_from_margins
 from convexrobust.solvers.working_set.columns import joined, kept
@@ -104,6 +105,10 @@ class WorkingSet:
     def __repr__(self):
         return f"WorkingSet(tol={self.tol!r}, solver={self.solver!r}, width={self.width!r})"
 
+    def refusal(self, program: ConvexProgram) -> str | None:
+        """Return why the program is not for the solver of the rounds, None if it is."""
+        return None if self.solver is None else refusal_of(self.solver, program)
+
     def solve(self, program: ConvexProgram, start: Solution | None = None) -> Solution:
         """Solve the program over its own patterns and generated ones.
 
@@ -119,12 +124,18 @@ class WorkingSet:
         Solution
             With patterns ``D`` of its own.
 
+        Raises
+        ------
+        ProgramRefusedError
+            If the solver of the rounds refuses the program.
+
         Warns
         -----
         ConvergenceWarning
             If the gap over the patterns used stays open; also after Ctrl-C, which keeps the best
             point so far.
         """
+        check_accepted(self, program)
         with threads_for(program.D.size * program.X.shape[1]):
             run = _Run(self, program, start)
             try:
