@@ -166,7 +166,7 @@ def _compiled(program) -> _Compiled:
     """Return the program as a cvxpy problem, or say what cvxpy cannot express."""
     try:
         compiled = _Compiled(program)
-    except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
+    except Exception as error:  # of code that is not ours: a loss may be anybody's
         raise ProgramRefusedError(
             f"ConicSolver cannot express {type(program.loss).__name__}.value by cvxpy ({error}): "
             "write it with the atoms of convexrobust.backends.cvxpy only."

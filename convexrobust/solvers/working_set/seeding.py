@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from convexrobust.backends import numpy as numpy_backend
 from convexrobust.network import TwoLayerReLU
 from convexrobust.perturbations import DUAL_NORM
 from convexrobust.solvers.memory import keep_freed
@@ -112,8 +113,7 @@ class _CertifiedBound:
         D, S = (Z >= 0.0).astype(np.float64), np.where(Z >= 0.0, 1.0, -1.0)
         slack = np.maximum(self._reach(U, radius) - np.abs(Z), 0.0)
         margins, worst = self._margins(U, A, Z, D, slack, radius)
-        losses = self.program.loss.multipliers(margins)
-        a = self.program.weight[:, None] * losses
+        a = self._row_weights(margins)[:, None] * self.program.loss.multipliers(margins)
         grad_U, grad_A = np.zeros_like(U), np.zeros_like(A)
         for e in range(a.shape[1]):
             used = a[:, e] > 0.0
@@ -130,6 +130,17 @@ class _CertifiedBound:
             gain = active * (points @ U) + a[used, e, None] * (W < 0.0) * slack[used]
             grad_A -= gain.T @ T
         return grad_U + self.beta * U, grad_A + self.beta * np.abs(A).sum(1)[:, None] * np.sign(A)
+
+    def _row_weights(self, margins):
+        """Return the weights of the rows (n,): a sample's is that of its worst copy."""
+        program = self.program
+        if program.copy_of is None:
+            return program.weight
+        losses = program.loss.value(numpy_backend, margins)
+        worst = losses[program.copies].argmax(axis=1)
+        weights = np.zeros(len(losses))
+        weights[program.copies[np.arange(len(worst)), worst]] = program.weight
+        return weights
 
     def _margins(self, U, A, Z, D, slack, radius):
         """Return the margins (n, E), and for each the worst perturbations (n, d)."""
