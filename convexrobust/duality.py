@@ -70,7 +70,7 @@ def lower_bound(program: ConvexProgram, multipliers: Multipliers) -> float:
     a, row_weight = point.margins, _row_weights(program, point.margins)
     used = row_weight > 0.0
     weight, offsets = row_weight[used], program.margin_map.offsets[used]
-    residual = _largest_residual(program, point)
+    residual = largest_residual(program, point)
     limit = _LARGEST_SCALE
     if not residual <= program.regularizer.beta / limit:  # true for a residual that is no number
         limit = program.regularizer.beta / residual if np.isfinite(residual) else 0.0
@@ -115,6 +115,48 @@ def repaired(program: ConvexProgram, multipliers: Multipliers) -> Multipliers:
     return Multipliers(a, slopes, *cones)
 
 
+def largest_residual(program: ConvexProgram, multipliers: Multipliers) -> float:
+    r"""Return the largest dual residual of a neuron, which a bound needs to be within beta.
+
+    .. math:: \max_{c, i, \pm}\ \min_{\rho_k}\ \Big\| \pm\Big(\sum_e T_e \circ
+              (P_e - a_e \circ X)\Big)' D_i - \sum_k b_{ki} (S_{ki} x_k - \rho_k) \Big\|_2,
+
+    with :math:`\rho_k` in the perturbation set about 0 of each cone row, chosen best; for the
+    symbols see the module's text.
+
+    Parameters
+    ----------
+    program : ConvexProgram
+        The program; its beta does not matter.
+    multipliers : Multipliers
+        A dual point in its domain, as from `repaired`.
+
+    Returns
+    -------
+    float
+        In units of beta. Large terms may cancel in a sum: what rounding may have taken from its
+        norm is added, the number of terms times the unit of rounding times the sum of their sizes.
+    """
+    X, D = program.sets.center, np.asarray(program.D, dtype=np.float64)
+    n_terms, largest = len(X) + multipliers.margins.shape[1] + 8, 0.0
+    for c in range(program.n_outputs):
+        direction = program.margin_map.directions[:, :, c]
+        terms = [-np.sum(multipliers.margins * direction, axis=1)[:, None] * X]
+        terms += [direction[:, e, None] * P for e, P in multipliers.slopes.items()]
+        sizes = np.abs(direction * multipliers.margins).sum(axis=1)[:, None] * np.abs(X)
+        sizes = (sizes + sum(np.abs(term) for term in terms[1:])).T @ D
+        shared = sum(terms).T @ D
+        for sign, b, rows in (
+            (+1, multipliers.cones_v[c], program.rows_v[c]),
+            (-1, multipliers.cones_w[c], program.rows_w[c]),
+        ):
+            G = sign * shared - X[rows].T @ (program.signs[rows] * b)
+            size = np.linalg.norm(sizes + np.abs(X[rows]).T @ b, axis=0)
+            length = program.sets.distance(G, b, rows) + n_terms * _EPS * size
+            largest = np.maximum(largest, length.max(initial=0.0))  # not max: it would lose a NaN
+    return float(largest)
+
+
 def _row_weights(program, a) -> np.ndarray:
     """Return the weights of the rows (n,): a sample's is shared by its copies as its multipliers.
 
@@ -126,32 +168,6 @@ def _row_weights(program, a) -> np.ndarray:
     idle = np.bincount(samples, weights=parts) == 0.0
     parts = np.where(idle[samples], 1.0, parts)
     return program.weight[samples] * (parts / np.bincount(samples, weights=parts)[samples])
-
-
-def _largest_residual(program, point) -> float:
-    """Return max_i ||g_i||_2 over all neurons, the perturbations of the cone rows chosen best.
-
-    Large terms may cancel in a g_i. What rounding may have taken from its norm is added: the number
-    of terms times the unit of rounding times the sum of their sizes.
-    """
-    X, D = program.sets.center, np.asarray(program.D, dtype=np.float64)
-    n_terms, largest = len(X) + point.margins.shape[1] + 8, 0.0
-    for c in range(program.n_outputs):
-        direction = program.margin_map.directions[:, :, c]
-        terms = [-np.sum(point.margins * direction, axis=1)[:, None] * X]
-        terms += [direction[:, e, None] * P for e, P in point.slopes.items()]
-        sizes = np.abs(direction * point.margins).sum(axis=1)[:, None] * np.abs(X)
-        sizes = (sizes + sum(np.abs(term) for term in terms[1:])).T @ D
-        shared = sum(terms).T @ D
-        for sign, b, rows in (
-            (+1, point.cones_v[c], program.rows_v[c]),
-            (-1, point.cones_w[c], program.rows_w[c]),
-        ):
-            G = sign * shared - X[rows].T @ (program.signs[rows] * b)
-            size = np.linalg.norm(sizes + np.abs(X[rows]).T @ b, axis=0)
-            length = program.sets.distance(G, b, rows) + n_terms * _EPS * size
-            largest = np.maximum(largest, length.max(initial=0.0))  # not max: it would lose a NaN
-    return float(largest)
 
 
 def _finite(multipliers):

@@ -60,7 +60,8 @@ def diabetes():
 def undefended(diabetes):
     """Return the robust score of plain training on the diabetes data."""
     X, y = diabetes
-    return AdversarialRegressor(0.3, method="standard", **QUICK).fit(X, y).robust_score(X, y)
+    model = AdversarialRegressor(0.3, method="standard", **QUICK).fit(X, y)
+    return model.robust_score(X, y, method="attack")
 
 
 @parametrize_with_checks(
@@ -104,6 +105,13 @@ class TestClassifier:
         alone = model.robust_score(X, y, sample_weight=first)
         assert alone == model.robust_score(X[:1], y[:1])
 
+    def test_the_score_is_certified_by_default(self, fitted, cancer):
+        _, _, X, y = cancer
+        certified, attack = (
+            fitted.robust_score(X, y, epsilon=0.3, method=m) for m in ("certified", "attack")
+        )
+        assert fitted.robust_score(X, y, epsilon=0.3) == certified < attack
+
     def test_labels_outside_the_classes_count_as_wrong(self, fitted, cancer):
         _, _, X, _ = cancer
         assert fitted.robust_score(X, np.full(len(X), "healthy")) == 0.0
@@ -131,7 +139,7 @@ class TestClassifier:
         for method in ("standard", "fgsm", "pgd"):
             model = AdversarialClassifier(0.3, method=method, **QUICK).fit(X[:100], y[:100])
             assert model.score(X[100:], y[100:]) > 0.95
-            scores[method] = model.robust_score(X[100:], y[100:])
+            scores[method] = model.robust_score(X[100:], y[100:], method="attack")
         assert scores["standard"] < 0.2
         assert min(scores["fgsm"], scores["pgd"]) > 0.9
 
@@ -184,9 +192,10 @@ class TestClassifier:
         assert next(model.model_.parameters()).dtype == torch.float32
         assert not hasattr(model, "network_")
         assert model.score(X, y) > 0.9
-        assert model.robust_score(X, y) <= model.score(X, y)
-        with pytest.raises(ValueError, match="method='certified' needs a two-layer network"):
-            model.robust_score(X, y, method="certified")
+        assert model.robust_score(X, y, method="attack") <= model.score(X, y)
+        for options in ({}, {"method": "exact"}):
+            with pytest.raises(ValueError, match=r"two-layer network .* method='attack' only"):
+                model.robust_score(X, y, **options)
 
 
 class TestRegressor:
@@ -196,6 +205,7 @@ class TestRegressor:
         scores = [model.robust_score(X, y, method=m) for m in ("certified", "exact", "attack")]
         assert scores == sorted(scores)
         assert scores[-1] < model.score(X, y)
+        assert model.robust_score(X, y) == scores[0] < scores[-1]
         assert model.robust_score(X, y, epsilon=0.0) == pytest.approx(model.score(X, y))
 
     @pytest.mark.parametrize("method", sorted(REGRESSION_METHODS.keys() - {"standard"}))
@@ -204,7 +214,7 @@ class TestRegressor:
         X, y = diabetes
         model = AdversarialRegressor(0.3, method=method, **QUICK).fit(X, y)
         assert model.score(X, y) > 0.1
-        assert model.robust_score(X, y) > undefended
+        assert model.robust_score(X, y, method="attack") > undefended
         assert {"loss", "epoch", "seconds"} <= set(model.history_.epochs[0])
         assert "accuracy" not in model.history_.epochs[0]
 
@@ -270,8 +280,10 @@ class TestRegressor:
             return torch.nn.Sequential(torch.nn.Sequential(*layers))
 
         model = AdversarialRegressor(0.1, network=network, **QUICK).fit(X, y)
-        assert model.robust_score(X, y) < model.score(X, y)
+        assert model.robust_score(X, y, method="attack") < model.score(X, y)
         assert model.score(X, y) > 0.2
+        with pytest.raises(ValueError, match="method='certified' needs a two-layer network"):
+            model.robust_score(X, y)
 
 
 class TestLeastSquares:

@@ -228,6 +228,82 @@ class TestRegressor:
         np.testing.assert_allclose(first + 100, second, atol=1e-4)
 
 
+class Noting:
+    """A solver that notes what it is given."""
+
+    def __init__(self):
+        self.given = []
+
+    def __deepcopy__(self, memo):  # the list is to be seen from outside
+        return self
+
+    def solve(self, program, start=None):
+        self.given.append(program)
+        return InteriorPoint().solve(program, start)
+
+
+def assert_same_program(program, other):
+    for name in ("X", "y", "D", "sample_weight"):
+        np.testing.assert_array_equal(getattr(program, name), getattr(other, name))
+    assert program.regularizer == other.regularizer
+    assert program.perturbation.epsilon == other.perturbation.epsilon
+    assert type(program.loss) is type(other.loss)
+    for name in ("formulation", "intercept", "n_outputs"):
+        assert getattr(program, name) == getattr(other, name)
+
+
+class TestPrograms:
+    @pytest.mark.parametrize(
+        ("estimator", "load", "n_programs"),
+        [
+            (ConvexRobustClassifier(0.05, loss=SquaredHinge()), load_breast_cancer, 1),
+            (ConvexRobustClassifier(formulation="hard", epsilon=0.01), load_iris, 1),
+            (ConvexRobustClassifier(multi_class="ovr"), load_iris, 3),
+            (ConvexRobustRegressor(beta=0.01), load_diabetes, 1),
+        ],
+        ids=["two classes", "three classes", "one-versus-rest", "regression"],
+    )
+    def test_are_those_that_fit_solves(self, estimator, load, n_programs):
+        X, y = load(return_X_y=True)
+        rows = np.linspace(0, len(X) - 1, 40).astype(int)
+        X, y = scale(X)[rows, :4], y[rows]
+        weight = np.arange(40) % 3
+        solver = Noting()
+        model = clone(estimator).set_params(n_patterns=3, solver=solver, random_state=0)
+        programs = model.programs(X, y, weight)
+        assert solver.given == []
+        model.fit(X, y, weight)
+        assert len(programs) == len(solver.given) == n_programs
+        for program, solved in zip(programs, solver.given, strict=True):
+            assert_same_program(program, solved)
+        objective = sum(InteriorPoint().solve(program).objective for program in programs)
+        assert objective == pytest.approx(model.objective_, rel=1e-12)
+
+    @pytest.mark.parametrize("estimator", [ConvexRobustClassifier, ConvexRobustRegressor])
+    def test_nothing_is_learned(self, cancer, estimator):
+        X, y = cancer[0], (cancer[1] == "benign").astype(int)
+        names = pd.DataFrame(X, columns=[f"feature {j}" for j in range(X.shape[1])])
+        seed = np.random.RandomState(0)
+        model = estimator(n_patterns=3, random_state=seed)
+        before = dict(vars(model))
+        first, second = (model.programs(names, y)[0] for _ in range(2))
+        assert vars(model) == before
+        np.testing.assert_array_equal(first.D, second.D)
+        fitted = model.fit(X[:, :4], y)
+        before = dict(vars(fitted))
+        fitted.programs(X[:, :5], y)
+        assert vars(fitted) == before
+
+    def test_data_are_checked_as_in_fit(self, cancer):
+        X, y, *_ = cancer
+        with pytest.raises(ValueError, match="NaN"):
+            ConvexRobustClassifier().programs(np.where(X == X[0, 0], np.nan, X), y)
+        with pytest.raises(ValueError, match="two classes"):
+            ConvexRobustClassifier().programs(X, np.ones(len(X)))
+        with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
+            ConvexRobustRegressor().programs(X, X[:, 0], -np.ones(len(X)))
+
+
 class TestEcosystem:
     def test_pipeline_grid_search_and_frames(self, cancer):
         X, y, *_ = cancer
@@ -276,13 +352,19 @@ class TestBadInput:
             ({"loss": "hinge"}, "loss must be a classification loss"),
             ({"bounds": (-0.1, 0.1)}, "bounds exclude the data"),
             ({"bounds": (1, 0)}, "bounds must be a pair"),
+            ({"loss": Hinge}, "loss must be .*got the class Hinge"),
+            ({"solver": "admm"}, "solver must be an object with solve.*got 'admm'"),
+            ({"solver": InteriorPoint}, "solver must be .*got the class InteriorPoint"),
+            ({"solver": object()}, "solver must be an object with solve"),
             ({"multi_class": "crammer"}, "multi_class must be one of"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
     def test_parameters_are_named(self, cancer, parameters, message):
-        with pytest.raises(ValueError, match=message):
-            ConvexRobustClassifier(**parameters).fit(*cancer[:2])
+        model = ConvexRobustClassifier(**parameters)
+        for method in (model.fit, model.programs):
+            with pytest.raises(ValueError, match=message):
+                method(*cancer[:2])
 
     def test_data(self, cancer):
         X, y, *_ = cancer

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from convexrobust import ConvexRobustClassifier, TwoLayerReLU
+from convexrobust import ConvexRobustClassifier, TwoLayerReLU, attacks
 from convexrobust.certificates import certified_radius, exact_radius
 from convexrobust.conversion import as_network, network_labels
 from convexrobust.evaluation import RobustnessTable, evaluate_robustness, subjects
@@ -162,9 +163,115 @@ def test_a_contradiction_is_an_error(perceptron, monkeypatch):
         evaluate_robustness(perceptron, X, LABELS, 0.01, suite={"fgsm": {}})
 
 
+def test_a_suite_has_names_of_its_own(perceptron):
+    suite = {
+        "pgd": {"n_steps": 10},
+        "pgd-1": {"attack": "pgd", "n_steps": 1},
+        "ten steps": {"attack": "pgd", "n_steps": 10},
+        "apgd": {"n_steps": 10},
+        "mine": partial(attacks.apgd, n_steps=10, random_state=0),
+    }
+    table = evaluate_robustness(perceptron, X, LABELS, [0.2], suite=suite)
+    found = {name: of(table, "MLPClassifier", name) for name in suite}
+    assert (
+        found["ten steps"] == found["pgd"] <= found["pgd-1"] < of(table, "MLPClassifier", "clean")
+    )
+    assert found["mine"] == found["apgd"]
+    assert list(suite) == [row.measure for row in table.rows[1:6]]
+
+
+def test_functions_of_a_suite_attack_what_has_gradients():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    hidden, output = rng.normal(size=(3, 8)), rng.normal(size=(8, 1))
+    middle = np.median(TwoLayerReLU(hidden, output).predict(X), axis=0)
+    network = TwoLayerReLU(hidden, output, offset=-middle)
+    y = np.where(network.predict(X)[:, 0] > 0.0, 1, -1)
+    module = torch.nn.Sequential(torch.nn.Identity(), *network.to_torch())
+    forest = RandomForestClassifier(5, random_state=0).fit(X, y)
+    models = {"network": network, "module": module, "forest": forest}
+    suite = {"square": {"n_queries": 5}, "mine": partial(attacks.pgd, n_steps=10)}
+    table = evaluate_robustness(models, X, y, [0.2], suite=suite)
+    assert (
+        of(table, "network", "mine") == of(table, "module", "mine") < of(table, "module", "clean")
+    )
+    assert np.isnan(of(table, "forest", "mine"))
+    assert module.training
+
+
+def within_twice_the_radius(loss_and_gradient, X, ball, xp):
+    return attacks.fgsm(loss_and_gradient, X, ball.scaled_to(2.0 * ball.radius), xp=xp)
+
+
+def written_on_what_was_given(loss_and_gradient, X, ball, xp):
+    X += 2.0 * ball.radius
+    return X
+
+
+@pytest.mark.parametrize("attack", [within_twice_the_radius, written_on_what_was_given])
+def test_points_of_functions_are_checked(perceptron, attack):
+    with pytest.raises(RuntimeError, match=r"suite\['mine'\]: an attacked point left the ball"):
+        evaluate_robustness(perceptron, X, LABELS, 0.1, suite={"mine": attack})
+
+
+@pytest.mark.parametrize(
+    "points", [None, X[:2], X.tolist(), X[:, 0]], ids=lambda p: type(p).__name__
+)
+def test_functions_return_points(perceptron, points):
+    with pytest.raises(ValueError, match=r"suite\['mine'\] must return points like X"):
+        evaluate_robustness(
+            perceptron, X, LABELS, 0.1, suite={"mine": lambda loss, X, ball, xp: points}
+        )
+
+
+@pytest.mark.parametrize(
+    ("suite", "message"),
+    [
+        (["pgd"], "suite must be a dict"),
+        ("pgd", "suite must be a dict"),
+        ({3: {}}, "suite must have strings as names"),
+        ({"clean": {"attack": "pgd"}}, "suite must have strings as names, and none of"),
+        ({"pgd": None}, r"suite\['pgd'\] must be a dict of options, or a function"),
+        ({"pgd-100": {"n_steps": 100}}, r"suite\['pgd-100'\] has no known attack.*'fgsm', 'pgd'"),
+        ({"mine": {"attack": "dgp"}}, r"suite\['mine'\] has no known attack.*got 'dgp'"),
+        ({"mine": {"attack": attacks.pgd}}, r"suite\['mine'\] has no known attack"),
+        ({"pgd": {"attack": "apgd"}}, "give it a name of its own"),
+        ({"mine": lambda model: model}, r"suite\['mine'\] must be callable as attack"),
+        ({"pgd": {"steps": 3}}, r"suite\['pgd'\] has no option 'steps' .*'MLPClassifier'.*n_steps"),
+        ({"pgd": {"xp": np}}, "has no option 'xp'"),
+        ({"pgd": {7: 3}}, "has no option 7"),
+        ({"p": {"attack": "pgd", "n_steps": "many"}}, r"suite\['p'\] must have a whole number"),
+        ({"pgd": {"n_steps": 2.5}}, "a whole number >= 1 as 'n_steps', got 2.5"),
+        ({"pgd": {"n_restarts": 0}}, "a whole number >= 1 as 'n_restarts'"),
+        ({"pgd": {"step": "long"}}, "a number as 'step', got 'long'"),
+        ({"square": {"shape": 28}}, "a tuple .* as 'shape'"),
+        ({"square": {"random_state": "seed"}}, "as 'random_state', got 'seed'"),
+    ],
+)
+def test_a_suite_that_cannot_be_is_refused_before_any_work(perceptron, monkeypatch, suite, message):
+    monkeypatch.setattr(subjects.Network, "is_right", None)
+    with pytest.raises(ValueError, match=message):
+        evaluate_robustness(perceptron, X, LABELS, 0.1, suite=suite)
+
+
+def test_modules_have_options_of_their_own(perceptron):
+    torch = pytest.importorskip("torch")
+    module = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Tanh())
+    y = np.where(Y, 1, -1)
+    suite = {"pgd": {"batch_size": 20, "n_steps": 2}}
+    table = evaluate_robustness({"module": module}, X, y, 0.1, suite=suite)
+    assert of(table, "module", "pgd") <= of(table, "module", "clean")
+    with pytest.raises(ValueError, match="no option 'batch_size' for the model 'perceptron'"):
+        evaluate_robustness({"perceptron": perceptron}, X, LABELS, 0.1, suite=suite)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"confidence": "high"}, "confidence"),
+        ({"epsilons": "large"}, "epsilons must be numbers"),
+        ({"random_state": "seed"}, "random_state must be"),
+        ({"X": X.astype(str)}, "no numbers"),
         ({"X": X[:5]}, "one length"),
         ({"X": X[:0], "y": LABELS[:0]}, "one length"),
         ({"confidence": 1.0}, "confidence"),

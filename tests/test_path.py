@@ -86,6 +86,13 @@ def test_estimators_are_fitted_ones_of_their_own(case):
     assert best.robust_score(X, y) <= best.score(X, y)
 
 
+def test_the_first_beta_is_that_of_the_programs_of_fit(case):
+    path, estimator, X, y = case
+    smallest = clone(estimator).set_params(epsilon=EPSILONS[0])
+    largest = max(largest_beta(program) for program in smallest.programs(X, y))
+    np.testing.assert_allclose(path.betas[0], largest)
+
+
 @pytest.mark.parametrize(("label", "n_compiled"), [("two classes", 1), ("one-versus-rest", 3)])
 def test_problem_is_compiled_once_for_each_program(monkeypatch, label, n_compiled):
     compiled = []
@@ -230,5 +237,8 @@ def test_other_bad_arguments_are_named():
         regularization_path(LinearRegression(), X, y)
     with pytest.raises(ValueError, match="estimator must have one program"):
         regularization_path(clone(CLASSIFIER).set_params(formulation="exchange"), X, y > 0)
+    for solver in ("admm", ConicSolver):
+        with pytest.raises(ValueError, match="solver must be an object with solve"):
+            regularization_path(ConvexRobustRegressor(solver=solver), X, y)
     with pytest.raises(ValueError, match="betas has no default"):
         regularization_path(ConvexRobustRegressor(n_patterns=2), X, np.zeros(len(y)))

@@ -28,7 +28,7 @@ from convexrobust.deep.training import train
 from convexrobust.perturbations import LpBall
 from convexrobust.threads import threads_for
 
-SCORES = ("attack", "certified", "exact")
+SCORES = ("certified", "attack", "exact")  # as of the convex estimators
 _ROWS = 1000  # predicted or attacked at once
 _ATTACK = {"n_restarts": 5, "random_state": 0}  # of `robust_score`
 
@@ -130,8 +130,9 @@ class _AdversarialEstimator(BaseEstimator):
             raise ValueError(f"method must be one of {SCORES}, got {method!r}.")
         if method != "attack" and not hasattr(self, "network_"):
             raise ValueError(
-                f"method={method!r} needs a two-layer network (Linear, ReLU, Linear), and the "
-                "model is another one; use method='attack'."
+                f"method={method!r} needs a two-layer network (Linear, ReLU, Linear), of which "
+                "certificates exist, and the model is another one; for it there is "
+                "method='attack' only."
             )
 
 
@@ -281,7 +282,7 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialEstimator):
             return np.column_stack([log_expit(-scores), log_expit(scores)])
         return log_softmax(scores, axis=1)
 
-    def robust_score(self, X, y, epsilon=None, method="attack", sample_weight=None):
+    def robust_score(self, X, y, epsilon=None, method="certified", sample_weight=None):
         """Return the accuracy that remains when every point may be perturbed.
 
         Parameters
@@ -290,17 +291,23 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialEstimator):
             Data and true labels.
         epsilon : float or array, optional
             Radius; default the one trained with.
-        method : {"attack", "certified", "exact"}
-            "attack" counts what survives projected gradient ascent: an upper bound of the truth.
-            For two-layer networks only: "certified" proves points robust by the interval bound, a
-            lower bound; "exact" decides every point, by branch and bound, and those it cannot
-            decide count as not robust.
+        method : {"certified", "attack", "exact"}
+            As of `convexrobust.ConvexRobustClassifier.robust_score`. "certified" proves points
+            robust by the interval bound: a lower bound of the truth. "attack" counts what survives
+            projected gradient ascent: an upper bound. "exact" decides every point, by branch and
+            bound, and those it cannot decide count as not robust. Models that are no two-layer
+            network, which have no ``network_``, can only be attacked.
         sample_weight : array-like of shape (n,), optional
             Weights.
 
         Returns
         -------
         float
+
+        Raises
+        ------
+        ValueError
+            For a method that the model does not have, naming those that it has.
         """
         self._check_score(method)
         X, y = validate_data(self, X, y, reset=False, dtype=np.float64)
@@ -376,12 +383,12 @@ class AdversarialRegressor(RegressorMixin, _AdversarialEstimator):
         """Return the predictions, shape (n,)."""
         return self._outputs(X)[:, 0]
 
-    def robust_score(self, X, y, epsilon=None, method="attack", sample_weight=None):
+    def robust_score(self, X, y, epsilon=None, method="certified", sample_weight=None):
         r"""Return the coefficient of determination for the worst residuals under perturbation.
 
         It is :math:`R^2` with every residual replaced by the largest that a perturbation can
-        cause: reached by an attack or, for two-layer networks only, bounded from above
-        ("certified") or exact.
+        cause: bounded from above ("certified"), reached by an attack, or exact. A model that is no
+        two-layer network can only be attacked, and other methods raise ValueError.
         """
         self._check_score(method)
         X, y = validate_data(self, X, y, reset=False, dtype=np.float64, y_numeric=True)

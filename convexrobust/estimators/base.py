@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
+from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import numpy as np
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_random_state
 
-from convexrobust.exchange import Exchange, ExchangeSolution
-from convexrobust.network import TwoLayerReLU
+from convexrobust.estimators.problem import Problem, distinct_rows
+from convexrobust.exchange import Exchange
+from convexrobust.losses import Loss
 from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import WorkingSet, default_solver
+from convexrobust.solvers import Solver, WorkingSet, default_solver
 from convexrobust.solvers.monitor import watched_by
 from convexrobust.solvers.working_set.columns import joined
 
@@ -32,10 +33,9 @@ _GAP, _GAP_NOMINAL = 1e-2, 1e-3
 _FIRST_PATTERNS = 8  # sampled where the others are generated
 _WIDTHS = (8, 64)  # smallest and largest network that seeds generated patterns
 _ENTRIES_PER_NEURON = 40  # entries of X for each of its neurons
-_FLAT = 1e-2  # variation of the outputs on the training rows that a rough solver leaves, relative
 
 
-class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
+class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator, ABC):
     """What classifier and regressor share: from clean arrays to a network."""
 
     def __init__(
@@ -94,55 +94,78 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
             warnings.filterwarnings("ignore", category=UserWarning)
             return sample_patterns(design, wanted, **options)
 
-    def _program(self, X, y, weight, loss, n_outputs) -> ConvexProgram:
+    def programs(self, X, y, sample_weight=None) -> list[ConvexProgram]:
+        """Return the convex programs that `fit` solves, without solving them.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As of `fit`, and checked as there.
+
+        Returns
+        -------
+        list of ConvexProgram
+            One, or with several classes and ``multi_class="ovr"`` one for each. Their patterns are
+            those that the solver is given first: where patterns are generated it adds others, and
+            a warm start adds those of the last network before. Under "exchange" it is the program
+            of the data as they are, to which the solver adds perturbed copies.
+
+        Raises
+        ------
+        ValueError
+            As `fit`, for data or parameters that cannot be.
+
+        Notes
+        -----
+        Nothing is learned: the attributes of the estimator and the state of its ``random_state``
+        stay as they are (if that is None, every call samples other patterns). They are for whoever
+        tries another solver, as in ``InteriorPoint().solve(model.programs(X, y)[0])``, or changes
+        a program by ``dataclasses.replace``.
+        """
+        return clone(self)._problem(X, y, sample_weight).programs
+
+    @abstractmethod
+    def _problem(self, X, y, sample_weight=None) -> Problem:
+        """Return what `fit` solves; of the estimator only what scikit-learn notes of X is set."""
+
+    def _checked_parameters(self, default_loss, task) -> Loss:
+        """Refuse parameters that cannot be, whatever the data; return the loss."""
         if self.formulation not in FORMULATIONS:
             raise ValueError(
                 f"formulation must be one of {FORMULATIONS}, got {self.formulation!r}."
             )
-        if isinstance(self.solver, Exchange) and self.formulation != "exchange":
-            raise ValueError(
-                f"solver is an Exchange, which does not solve the {self.formulation} program: set "
-                "formulation='exchange', or name another solver."
-            )
+        checked_solver(self.solver, self.formulation)
+        return checked_loss(self.loss, default_loss, task)
+
+    def _program(self, X, y, weight, loss, n_outputs) -> ConvexProgram:
         if self.patterns is None or isinstance(self.patterns, str):
             # A matrix of patterns belongs to the rows as they are; anything else is free to merge.
-            rows, weight = _distinct_rows(X, y, weight)
+            rows, weight = distinct_rows(X, y, weight)
             X, y = X[rows], y[rows]
-        design = self._design(X)
+        ball, design = self._ball(), self._design(X)
+        ball.epsilons(X.shape[1])  # raises for another number of features, as the next for bounds
+        ball.check_inside(X)
         return ConvexProgram(
             design,
             y,
             self._sampled_patterns(design, y, n_outputs),
             loss,
             GroupLasso(self.beta),
-            self._ball(),
+            ball,
             "soft" if self.formulation == "exchange" else self.formulation,
             weight,
             self.fit_intercept,
             n_outputs,
         )
 
-    def _solve(self, programs) -> Solution:
-        """Solve the programs and join their outputs into one solution."""
-        warm = self.warm_start and getattr(self, "network_", None) is not None
-        start = None
-        if warm:
-            programs, start = self._warm(programs)
-        if self.formulation == "exchange" and isinstance(self.solver, Exchange):
-            self.solver_ = self.solver
-        elif self.formulation == "exchange":
-            inner = "exact" if len(programs[0].X) <= _EXACT_ROWS else "attack"
-            self.solver_ = Exchange(
+    def _chosen_solver(self, program) -> Solver:
+        """Return the solver given, or the one of the program's size and formulation."""
+        if self.formulation == "exchange" and not isinstance(self.solver, Exchange):
+            inner = "exact" if len(program.X) <= _EXACT_ROWS else "attack"
+            return Exchange(
                 solver=self.solver, inner=inner, patterns="grow", random_state=self._seed()
             )
-        elif self.solver is not None:
-            self.solver_ = self.solver
-        else:
-            self.solver_ = self._default_solver(programs[0])
-        solutions = [self.solver_.solve(program, start) for program in programs]
-        if len(solutions) > 1:
-            return _joined(solutions, programs)
-        return replace(solutions[0], D=_patterns_of(solutions[0], programs[0]))
+        return self._default_solver(program) if self.solver is None else self.solver
 
     def _seed(self) -> int:
         return int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -169,35 +192,40 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
             random_state=self._seed(),
         )
 
-    def _warm(self, programs):
+    def _warmed(self, problem) -> tuple[Problem, Solution | None]:
         """Add the patterns of the previous network, and return it as a starting point."""
-        program, network = programs[0], self.network_
-        n_features = program.X.shape[1] - program.intercept
-        if network.n_features != n_features or network.intercept != program.intercept:
-            return programs, None
-        V, W, D = network.to_convex(program.X[:, :n_features], program.D)
+        network = getattr(self, "network_", None) if self.warm_start else None
+        program, n_features = problem.programs[0], problem.features.shape[1]
+        if network is None or (network.n_features, network.intercept) != (
+            n_features,
+            program.intercept,
+        ):
+            return problem, None
+        V, W, D = network.to_convex(problem.features, program.D)
         starts = [(replace(program, D=D), Solution(V, W, np.inf))]
         last = replace(self.solution_, multipliers=None)
         if len(last.D) == len(program.X):  # the same rows, as it seems: the same patterns serve
             starts.append(joined(replace(program, D=last.D), last, D))
         if last.V.shape[0] != program.n_outputs:  # one program for each class
-            return [replace(old, D=starts[-1][0].D) for old in programs], None
+            return _with_patterns(problem, starts[-1][0].D), None
         solutions = [p.solution(start.V, start.W, D=p.D) for p, start in starts]
         best = min(solutions, key=lambda solution: solution.objective)
-        return [replace(old, D=best.D) for old in programs], replace(best, D=None)
+        return _with_patterns(problem, best.D), replace(best, D=None)
 
     def _begin_callbacks(self, X, y):
         """Tell scikit-learn's callbacks that the fit begins; nothing to do without any."""
         context = self._init_callback_context(max_subtasks=None)
         context.call_on_fit_task_begin(estimator=self, X=X, y=y)
 
-    def _watch(self, programs, offset):
+    def _watcher(self, problem):
         """Return a watcher of certified iterates that makes each a task of the callbacks."""
-        context, whole = self._callback_fit_ctx, len(programs) == 1
+        context = self._callback_fit_ctx
 
         def watcher(row, solution):
             def attributes():
-                return {"network_": self._network_of(solution, offset)} if whole else None
+                if len(problem.programs) > 1:  # one output of several is no network yet
+                    return None
+                return {"network_": problem.network(solution), **_classes(problem)}
 
             task = context.subcontext(task_name="certified iterate")
             task.call_on_fit_task_begin(estimator=self)
@@ -207,41 +235,30 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
 
         return watcher
 
-    def _network_of(self, solution, offset) -> TwoLayerReLU:
-        return TwoLayerReLU.from_solution(solution, intercept=self.fit_intercept, offset=offset)
+    def _fit(self, X, y, sample_weight):
+        """Go from data to programs, to their solutions, to what is learned from them."""
+        self._begin_callbacks(X, y)
+        problem, start = self._warmed(self._problem(X, y, sample_weight))
+        solver = self._chosen_solver(problem.programs[0])
+        with watched_by(self._watcher(problem)):
+            solutions = [solver.solve(program, start) for program in problem.programs]
+        self._learn(problem, solver, solutions)
+        self._callback_fit_ctx.call_on_fit_task_end(estimator=self, reconstruction_attributes={})
+        return self
 
-    def _learn(self, programs, offset=None):
-        """Set the learned attributes from the solved programs."""
-        watching = nullcontext()  # outside fit, on a path, there is nobody to tell
-        if hasattr(self, "_callback_fit_ctx"):
-            watching = watched_by(self._watch(programs, offset))
-        with watching:
-            self.solution_ = self._solve(programs)
+    def _learn(self, problem, solver, solutions):
+        """Set the learned attributes: from a problem, its solver and a solution of each program."""
+        vars(self).update(_classes(problem))
+        self.solver_ = solver
+        self.solution_ = problem.joined(solutions)
         self.patterns_ = self.solution_.D
-        self.network_ = self._network_of(self.solution_, offset)
+        self.network_ = problem.network(self.solution_)
         self.objective_ = self.solution_.objective
         self.lower_bound_ = self.solution_.lower_bound
         self.gap_ = self.solution_.gap
         self.n_iter_ = self.solution_.n_iter
-        if self._is_constant(programs[0], offset):
-            self._warn_constant(programs[0])
-        if hasattr(self, "_callback_fit_ctx"):
-            self._callback_fit_ctx.call_on_fit_task_end(
-                estimator=self, reconstruction_attributes={}
-            )
-        return self
-
-    def _is_constant(self, program, offset):
-        """Tell whether features have no weight, or one that only the solver's tolerance left."""
-        if not np.any(self.network_.hidden[: self.n_features_in_]):
-            return True
-        X = program.X[:, : self.n_features_in_]
-        outputs = self.network_.predict(X) - (0.0 if offset is None else offset)
-        if program.loss.task == "regression":
-            size = np.subtract(*np.quantile(program.y, (0.75, 0.25)))  # whatever outliers do
-        else:
-            size = np.abs(outputs).max()
-        return bool(np.ptp(outputs, axis=0).max() <= _FLAT * size and np.ptp(X, axis=0).any())
+        if problem.is_constant(self.network_):
+            self._warn_constant(problem.programs[0])
 
     def _warn_constant(self, program):
         cause = "beta or epsilon is so large that no neuron pays for its penalty; lower them"
@@ -255,16 +272,35 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
             "The fitted network is constant or nearly so "
             f"(formulation={self.formulation!r}): {cause}.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=6,
         )
 
 
-def checked_loss(loss, default, task):
+def checked_solver(solver, formulation):
+    """Raise ValueError for what is no solver, or none of this formulation; None is legal."""
+    solves = solver is None or callable(getattr(solver, "solve", None))
+    if isinstance(solver, type) or not solves:
+        got = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
+        raise ValueError(
+            "solver must be an object with solve(program, start=None), e.g. "
+            "convexrobust.InteriorPoint(), or None for the one of the program's size; "
+            f"got {got}."
+        )
+    if isinstance(solver, Exchange) and formulation != "exchange":
+        raise ValueError(
+            f"solver is an Exchange, which does not solve the {formulation} program: set "
+            "formulation='exchange', or name another solver."
+        )
+
+
+def checked_loss(loss, default, task) -> Loss:
     """Return the loss or its default, making sure that it is one of this task."""
     loss = default if loss is None else loss
-    if getattr(loss, "task", None) != task:
+    if not isinstance(loss, Loss) or loss.task != task:
+        got = f"the class {loss.__name__}" if isinstance(loss, type) else repr(loss)
         raise ValueError(
-            f"loss must be a {task} loss of convexrobust.losses, e.g. {default!r}; got {loss!r}."
+            f"loss must be a {task} loss of convexrobust.losses, an object, e.g. {default!r}; "
+            f"got {got}."
         )
     return loss
 
@@ -286,44 +322,11 @@ def warn_undecided(result):
         )
 
 
-def _distinct_rows(X, y, weight):
-    """Return the rows to keep and their weights: weight 0 dropped, equal (x, y) merged.
-
-    Sorted, so that a problem given by repeated rows and the same by weights are the same array.
-    """
-    used = np.flatnonzero(weight > 0.0)
-    _, first, group = np.unique(
-        np.column_stack([X[used], y[used]]), axis=0, return_index=True, return_inverse=True
-    )
-    return used[first], np.bincount(group.ravel(), weights=weight[used])
+def _classes(problem) -> dict:
+    """Return the learned attribute that a classifier has besides those of all estimators."""
+    return {} if problem.classes is None else {"classes_": problem.classes}
 
 
-def _patterns_of(solution, program):
-    """Return the patterns of V and W; exchange gives each neuron a column, without a pattern."""
-    if isinstance(solution, ExchangeSolution):
-        return solution.network.gates(program.X[:, : solution.network.n_features])
-    return program.D if solution.D is None else solution.D
-
-
-def _joined(solutions, programs) -> Solution:
-    """Return one-output solutions as one with several outputs, their patterns side by side."""
-    patterns = [_patterns_of(s, p) for s, p in zip(solutions, programs, strict=True)]
-    ends = np.cumsum([0, *(D.shape[1] for D in patterns)])
-    d, scopes = solutions[0].V.shape[1], {s.lower_bound_scope for s in solutions}
-    V, W = np.zeros((2, len(solutions), d, ends[-1]))
-    for c, s in enumerate(solutions):
-        V[c, :, ends[c] : ends[c + 1]], W[c, :, ends[c] : ends[c + 1]] = s.V[0], s.W[0]
-    return Solution(
-        V,
-        W,
-        objective=sum(s.objective for s in solutions),
-        lower_bound=sum(s.lower_bound for s in solutions),
-        cone_violation=max(s.cone_violation for s in solutions),
-        status=next((s.status for s in solutions if s.status != "optimal"), "optimal"),
-        solver=solutions[0].solver,
-        n_iter=max(s.n_iter for s in solutions),
-        seconds=sum(s.seconds for s in solutions),
-        solver_seconds=sum(s.solver_seconds for s in solutions),
-        lower_bound_scope=scopes.pop() if len(scopes) == 1 else "patterns",
-        D=np.hstack(patterns),
-    )
+def _with_patterns(problem, D) -> Problem:
+    """Return the problem with other patterns in all programs."""
+    return replace(problem, programs=[replace(program, D=D) for program in problem.programs])

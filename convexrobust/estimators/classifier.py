@@ -16,9 +16,9 @@ from convexrobust import attacks, certificates
 from convexrobust.estimators.base import (
     ConvexRobustEstimator,
     check_method,
-    checked_loss,
     warn_undecided,
 )
+from convexrobust.estimators.problem import Problem
 from convexrobust.losses import Hinge, Logistic
 
 _MULTI_CLASS = ("joint", "ovr")
@@ -184,33 +184,25 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
         UserWarning
             If fewer patterns exist than asked for, or the network came out constant or nearly so.
         """
-        self._begin_callbacks(X, y)
+        return self._fit(X, y, sample_weight)
+
+    def _problem(self, X, y, sample_weight=None) -> Problem:
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
-        loss = checked_loss(self.loss, Hinge(), "classification")
+        loss = self._checked_parameters(Hinge(), "classification")
         if self.multi_class not in _MULTI_CLASS:
             raise ValueError(f"multi_class must be one of {_MULTI_CLASS}, got {self.multi_class!r}")
-        self.classes_, labels = np.unique(y, return_inverse=True)
+        classes, labels = np.unique(y, return_inverse=True)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if len(np.unique(labels[weight > 0])) < 2:
+        n_used = len(np.unique(labels[weight > 0]))
+        if n_used < 2:
             raise ValueError(
-                "y must have at least two classes with positive weight, got "
-                f"{len(np.unique(labels[weight > 0]))} class(es)."
+                f"y must have at least two classes with positive weight, got {n_used} class(es)."
             )
-        n_classes = len(self.classes_)
-        if n_classes == 2:
-            programs = [self._program(X, 2 * labels - 1, weight, loss, 1)]
-        elif self.multi_class == "joint":
-            programs = [self._program(X, labels, weight, loss, n_classes)]
-        else:
-            programs = self._one_vs_rest(self._program(X, labels, weight, loss, n_classes))
-        return self._learn(programs)
-
-    def _one_vs_rest(self, program):
-        return [
-            replace(program, y=np.where(program.y == c, 1, -1), n_outputs=1)
-            for c in range(program.n_outputs)
-        ]
+        if len(classes) == 2:
+            return Problem([self._program(X, 2 * labels - 1, weight, loss, 1)], classes)
+        program = self._program(X, labels, weight, loss, len(classes))
+        return Problem([program] if self.multi_class == "joint" else _one_vs_rest(program), classes)
 
     def decision_function(self, X):
         """Return the outputs of the network: (n,) for two classes, else (n, n_classes)."""
@@ -290,3 +282,11 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
         result = certificates.certify(self.network_, X, labels, ball, "exact")
         warn_undecided(result)
         return result.status == "robust"
+
+
+def _one_vs_rest(program):
+    """Return a program of two classes for each class: it, or any other."""
+    return [
+        replace(program, y=np.where(program.y == c, 1, -1), n_outputs=1)
+        for c in range(program.n_outputs)
+    ]

@@ -7,7 +7,6 @@ beta and epsilon, so that solvers can keep what they have compiled or factorised
 from __future__ import annotations
 
 import copy
-import itertools
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from numbers import Real
 import numpy as np
 from sklearn.base import clone
 
-from convexrobust.duality import _largest_residual
+from convexrobust.duality import largest_residual
 from convexrobust.estimators.base import ConvexRobustEstimator
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.regularizers import GroupLasso
@@ -140,12 +139,12 @@ def regularization_path(
     ball = estimator._ball()
     epsilons = np.array([ball.radius]) if epsilons is None else _grid("epsilons", epsilons)
     smallest = ball.scaled_to(epsilons[0]).epsilon
-    template, programs = _prepared(estimator, X, y, smallest, sample_weight)
-    betas = _default_betas(programs) if betas is None else _grid("betas", betas)[::-1]
+    template, problem = _prepared(estimator, X, y, smallest, sample_weight)
+    betas = _default_betas(problem) if betas is None else _grid("betas", betas)[::-1]
     largest = ball.scaled_to(epsilons[-1])  # its fits decide on a gap for all of them
     chains = [
         _Chain(program, _solver_of(estimator, replace(program, perturbation=largest), tol))
-        for program in programs
+        for program in problem.programs
     ]
     fits = []
     with warnings.catch_warnings():
@@ -154,7 +153,7 @@ def regularization_path(
             for chain in chains:
                 chain.rewind()
             epsilon = ball.scaled_to(epsilon).epsilon
-            fits.append([_fitted(template, estimator, chains, epsilon, beta) for beta in betas])
+            fits.append([_fitted(template, problem, chains, epsilon, beta) for beta in betas])
     return _collected(betas, epsilons, fits)
 
 
@@ -191,18 +190,7 @@ def largest_beta(program: ConvexProgram) -> float:
     candidates = [shrunk]
     if program.sets.radius > 0.0:
         candidates.append(best_cone_multipliers(program, shrunk._replace(slopes={})))
-    return min(_largest_residual(program, point) for point in candidates)
-
-
-class _Recorder:
-    """A solver that keeps the programs it is given and answers with the zero network."""
-
-    def __init__(self):
-        self.programs: list[ConvexProgram] = []
-
-    def solve(self, program, start=None) -> Solution:
-        self.programs.append(program)
-        return program.solution(np.zeros(program.shape), np.zeros(program.shape))
+    return min(largest_residual(program, point) for point in candidates)
 
 
 class _Chain:
@@ -234,16 +222,6 @@ class _Chain:
         return found
 
 
-class _Relay:
-    """The solver of an estimator on the path: passes each program to its chain."""
-
-    def __init__(self, chains):
-        self._next = itertools.cycle(chains)
-
-    def solve(self, program, start=None) -> Solution:
-        return next(self._next).solve(program)
-
-
 def _check_estimator(estimator):
     if not isinstance(estimator, ConvexRobustEstimator):
         raise TypeError(
@@ -258,14 +236,14 @@ def _check_estimator(estimator):
 
 
 def _prepared(estimator, X, y, epsilon, sample_weight):
-    """Return a copy of the estimator that knows the data, and the programs of its outputs."""
-    recorder = _Recorder()
-    # A warm start would be one from the recorder's zero network.
-    template = clone(estimator).set_params(epsilon=epsilon, solver=recorder, warm_start=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The fitted network is constant")
-        template.fit(X, y, sample_weight=sample_weight)
-    return template, recorder.programs
+    """Return a copy of the estimator that knows the features, and the problem of the data."""
+    template = clone(estimator).set_params(epsilon=epsilon)
+    if estimator.patterns is None:
+        # All that are sampled by default, not the few to which a single fit adds others: they
+        # serve the whole path.
+        template.set_params(patterns="gaussian")
+    problem = template._problem(X, y, sample_weight)
+    return template.set_params(patterns=estimator.patterns, solver=estimator.solver), problem
 
 
 def _solver_of(estimator, program, tol) -> Solver:
@@ -275,19 +253,18 @@ def _solver_of(estimator, program, tol) -> Solver:
     return copy.deepcopy(estimator.solver)
 
 
-def _fitted(template, estimator, chains, epsilon, beta):
+def _fitted(template, problem, chains, epsilon, beta):
     """Return a copy of the template, fitted for one epsilon and beta, and the seconds it took."""
     clock = time.perf_counter()
-    model = copy.copy(template).set_params(epsilon=epsilon, beta=float(beta), solver=_Relay(chains))
+    model = copy.copy(template).set_params(epsilon=epsilon, beta=float(beta))
     programs = [chain.next(model._ball(), model.beta) for chain in chains]
-    model._learn(programs, offset=template.network_.offset)
-    model.set_params(solver=estimator.solver, warm_start=estimator.warm_start)
-    model.solver_ = chains[0].solver
+    solutions = [chain.solve(program) for chain, program in zip(chains, programs, strict=True)]
+    model._learn(replace(problem, programs=programs), chains[0].solver, solutions)
     return model, time.perf_counter() - clock
 
 
-def _default_betas(programs) -> np.ndarray:
-    largest = max(largest_beta(program) for program in programs)
+def _default_betas(problem) -> np.ndarray:
+    largest = max(largest_beta(program) for program in problem.programs)
     if largest == 0.0:
         raise ValueError(
             "betas has no default for these data: the zero network is optimal for every beta."

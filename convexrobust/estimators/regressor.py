@@ -9,11 +9,8 @@ from sklearn.metrics import r2_score
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from convexrobust import attacks, certificates
-from convexrobust.estimators.base import (
-    ConvexRobustEstimator,
-    check_method,
-    checked_loss,
-)
+from convexrobust.estimators.base import ConvexRobustEstimator, check_method
+from convexrobust.estimators.problem import Problem
 from convexrobust.losses import Squared
 
 
@@ -65,14 +62,16 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
     @with_callbacks
     def fit(self, X, y, sample_weight=None):
         """Train the network; see `ConvexRobustClassifier.fit`."""
-        self._begin_callbacks(X, y)
+        return self._fit(X, y, sample_weight)
+
+    def _problem(self, X, y, sample_weight=None) -> Problem:
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         y = y.astype(np.float64)
-        loss = checked_loss(self.loss, Squared(), "regression")
+        loss = self._checked_parameters(Squared(), "regression")
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         offset = np.average(y, weights=weight) if self.fit_intercept else 0.0
         program = self._program(X, y - offset, weight, loss, 1)
-        return self._learn([program], offset=np.array([offset]))
+        return Problem([program], offset=np.array([offset]))
 
     def predict(self, X):
         """Return the predictions, shape (n,)."""

@@ -8,7 +8,7 @@ and a violation is an error here, never a number.
 """
 
 from convexrobust.evaluation.robustness import evaluate_robustness
-from convexrobust.evaluation.subjects import SUITE
+from convexrobust.evaluation.suite import SUITE
 from convexrobust.evaluation.table import Measurement, RobustnessTable
 
 __all__ = ["SUITE", "Measurement", "RobustnessTable", "evaluate_robustness"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from numbers import Real
 
 import numpy as np
 
-from convexrobust.evaluation.subjects import SUITE, subject_of
+from convexrobust.evaluation.subjects import subject_of
+from convexrobust.evaluation.suite import check_options, checked_suite, is_seed
 from convexrobust.evaluation.table import Adder, Measurement, RobustnessTable
 from convexrobust.perturbations import LpBall
 
@@ -54,10 +56,22 @@ def evaluate_robustness(
         Legal range of the features.
     feature_scale : ndarray of shape (d,), optional
         Radii of the features in units of epsilon; 0 = immutable. All 1 by default.
-    suite : dict of str to dict, optional
-        Options of the attacks, by the names "fgsm", "pgd", "apgd", "square" of
-        `convexrobust.attacks` and "autoattack" of `convexrobust.deep.autoattack`; by default
-        `SUITE`.
+    suite : dict of str to dict or callable, optional
+        The attacks, by the names of their measures; by default `SUITE`. Each is one of
+
+        * the options of a known attack: of "fgsm", "pgd", "apgd", "square" of
+          `convexrobust.attacks` (for torch modules `convexrobust.deep.attacks`) or "autoattack" of
+          `convexrobust.deep.autoattack`, which is the name or stands in the options as "attack":
+          ``{"square": {}, "pgd-100": {"attack": "pgd", "n_steps": 100}}``;
+        * a function of your own, with options by ``functools.partial``, called as
+          ``attack(loss_and_gradient, X, ball, xp=xp)`` as those of `convexrobust.attacks.worst_of`:
+          from points (n, d) to the losses to increase (n,), above 0 where a point is misclassified,
+          and their gradients (n, d); the right samples X (n, d); the `convexrobust.LpBall`; and
+          the backend of X, `convexrobust.backends.numpy` or for torch modules
+          `convexrobust.backends.torch`. It returns points (n, d) of the type of X, which are
+          checked to lie in the ball and the bounds.
+
+        What needs gradients is left out for models that have none; so are functions.
     exact : bool
         Decide what lies between "certified" and "worst attack" by exact verification.
     time_limit : float or None
@@ -74,57 +88,70 @@ def evaluate_robustness(
     Raises
     ------
     ValueError
-        For input that does not fit, naming the model where it is one.
+        For input that does not fit, naming the model or the entry of the suite where it is one.
     RuntimeError
-        If an attack breaks a sample that was proven robust, which would be an error of this
-        library.
+        If a point of a function in the suite is outside the ball or the bounds; if an attack breaks
+        a sample that was proven robust, which would be an error of this library.
     """
-    models = _named(estimators)
-    suite = SUITE if suite is None else suite
-    unknown = set(suite) - {*SUITE, "autoattack"}
-    if unknown:
-        raise ValueError(
-            f"suite names attacks that are not known: {sorted(unknown)}; there are {list(SUITE)} "
-            "and 'autoattack'."
-        )
-    X, y = np.asarray(X), np.asarray(y)
-    if not np.isfinite(X).all():
-        raise ValueError("X must be finite: it holds NaN or infinite values.")
-    radii = sorted(float(radius) for radius in np.atleast_1d(epsilons))
+    models, X, y = _named(estimators), np.asarray(X), np.asarray(y)
+    radii = _checked_radii(epsilons)
     if not models or not radii:
         raise ValueError(f"give a model and a radius: got {len(models)} and {len(radii)}.")
-    if len(X) != len(y) or len(X) == 0:
-        raise ValueError(f"X and y must be of one length > 0, got {len(X)} and {len(y)}.")
-    if not 0.0 < confidence < 1.0:
+    _check_data(X, y)
+    if not (isinstance(confidence, Real) and 0.0 < float(confidence) < 1.0):
         raise ValueError(f"confidence must be between 0 and 1, got {confidence!r}.")
+    if not is_seed(random_state):
+        raise ValueError(
+            "random_state must be None, a whole number >= 0 or a numpy.random.Generator, got "
+            f"{random_state!r}."
+        )
     scale = 1.0 if feature_scale is None else np.asarray(feature_scale, dtype=np.float64).ravel()
+    balls = [LpBall(norm, radius * scale, bounds) for radius in radii]
+    attacks = checked_suite(suite)
+    subjects = {name: subject_of(name, model, X, y) for name, model in models.items()}
+    for name, subject in subjects.items():
+        for attack in attacks:
+            if subject.takes(attack) and not callable(attack.method):
+                check_options(attack, subject.method(attack.method), name)
     rows: list[Measurement] = []
-    for name, model in models.items():
-        subject = subject_of(name, model, X, y)
+    for name, subject in subjects.items():
         start = time.perf_counter()
         clean = subject.is_right(subject.X)
         seconds = time.perf_counter() - start
         standing = clean.copy()  # what no attack has broken, at this radius or a smaller one
-        for radius in radii:
+        for radius, ball in zip(radii, balls, strict=True):
             add = Adder(rows, name, radius, confidence)
             add("clean", clean, seconds)
-            ball = LpBall(norm, radius * scale, bounds)
-            standing = _attacked(subject, ball, suite, random_state, clean, standing, add)
+            standing = _attacked(subject, ball, attacks, random_state, clean, standing, add)
             _verified(subject, ball, exact, time_limit, clean, standing, add)
     return RobustnessTable(rows)
 
 
-def _attacked(subject, ball, suite, random_state, clean, standing, add):
+def _checked_radii(epsilons) -> list[float]:
+    try:
+        return sorted(float(radius) for radius in np.atleast_1d(epsilons))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"epsilons must be numbers, got {epsilons!r}.") from error
+
+
+def _check_data(X, y):
+    if not (np.issubdtype(X.dtype, np.number) or X.dtype == bool) or not np.isfinite(X).all():
+        raise ValueError("X must be finite: it holds NaN or infinite values, or no numbers.")
+    if len(X) != len(y) or len(X) == 0:
+        raise ValueError(f"X and y must be of one length > 0, got {len(X)} and {len(y)}.")
+
+
+def _attacked(subject, ball, attacks, random_state, clean, standing, add):
     """Run the attacks, and return which samples stand."""
     standing, any_run = standing.copy(), False
-    for attack, options in suite.items():
+    for attack in attacks:
         begin, stands = time.perf_counter(), None
         if subject.takes(attack):
             stands = clean.copy()
             k = np.flatnonzero(clean)
             if len(k):
-                stands[k] = subject.stands(attack, options, ball, k, random_state)
-        add(attack, stands, time.perf_counter() - begin)
+                stands[k] = subject.stands(attack, ball, k, random_state)
+        add(attack.name, stands, time.perf_counter() - begin)
         if stands is not None:
             standing, any_run = standing & stands, True
     add("worst attack", standing if any_run else None, 0.0)

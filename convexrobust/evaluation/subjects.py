@@ -5,16 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from convexrobust import attacks
+from convexrobust.backends import numpy as numpy_backend
 from convexrobust.certificates import certify
 from convexrobust.certificates.margins import margin_directions, smallest
 from convexrobust.conversion import as_network, network_labels
 
-SUITE = {
-    "fgsm": {},
-    "pgd": {"n_steps": 50, "n_restarts": 5},
-    "apgd": {"n_steps": 100, "n_restarts": 2},
-    "square": {"n_queries": 1000},
-}
 _GRADIENT_FREE = ("square",)
 _SEEDED = ("pgd", "apgd", "square", "autoattack")
 
@@ -31,16 +26,22 @@ class Network:
         labels = self.labels[rows]
         return smallest(self.network, X, margin_directions(self.network, labels, len(X))) > 0.0
 
+    def method(self, name):
+        """Return the function of a known attack, None if it is not one for such models."""
+        return getattr(attacks, name, None)
+
     def takes(self, attack):
         """Tell whether an attack applies to such models."""
-        return attack in SUITE
+        return callable(attack.method) or self.method(attack.method) is not None
 
-    def stands(self, attack, options, ball, k, random_state):
+    def stands(self, attack, ball, k, random_state):
         """Return which of the rows k an attack leaves right."""
-        objective = attacks.worst_margin_objective(self.network, self.labels[k])
-        first = (lambda X: objective(X)[0]) if attack in _GRADIENT_FREE else objective
-        options = _options(attack, options, random_state)
-        return self.is_right(getattr(attacks, attack)(first, self.X[k], ball, **options), k)
+        X, objective = self.X[k], attacks.worst_margin_objective(self.network, self.labels[k])
+        if callable(attack.method):
+            return self.is_right(attack.points(objective, X, ball, numpy_backend), k)
+        first = (lambda X: objective(X)[0]) if attack.method in _GRADIENT_FREE else objective
+        options = _options(attack, random_state)
+        return self.is_right(self.method(attack.method)(first, X, ball, **options), k)
 
     def status(self, k, ball, method, time_limit):
         """Return the verdicts about the rows k."""
@@ -71,18 +72,33 @@ class Module:
             loss = ModelLoss(self.module, self.labels[rows], X.shape[1:])
             return (loss(X.flatten(1)) < 0.0).cpu().numpy()
 
+    def method(self, name):
+        """Return the function of a known attack."""
+        from convexrobust.deep import attacks as deep_attacks
+        from convexrobust.deep.autoattack import autoattack
+
+        return autoattack if name == "autoattack" else getattr(deep_attacks, name)
+
     def takes(self, attack):
         """Tell whether an attack applies to such models."""
         return True
 
-    def stands(self, attack, options, ball, k, random_state):
+    def stands(self, attack, ball, k, random_state):
         """Return which of the rows k an attack leaves right."""
-        from convexrobust.deep import attacks as deep_attacks
-        from convexrobust.deep.autoattack import autoattack
+        x, y = self.X[k], self.labels[k]
+        if callable(attack.method):
+            return self.is_right(self._given(attack, x, y, ball), k)
+        options = _options(attack, random_state)
+        return self.is_right(self.method(attack.method)(self.module, x, y, ball, **options), k)
 
-        method = autoattack if attack == "autoattack" else getattr(deep_attacks, attack)
-        options = _options(attack, options, random_state)
-        return self.is_right(method(self.module, self.X[k], self.labels[k], ball, **options), k)
+    def _given(self, attack, x, y, ball):
+        """Return the points of an attack that is a function."""
+        from convexrobust.backends import torch as torch_backend
+        from convexrobust.deep.model_loss import ModelLoss, autograd_objective, left_as_found
+
+        with left_as_found(self.module, "eval"):
+            objective = autograd_objective(ModelLoss(self.module, y, x.shape[1:]))
+            return attack.points(objective, x.flatten(1), ball, torch_backend).reshape(x.shape)
 
 
 class BlackBox:
@@ -100,14 +116,18 @@ class BlackBox:
         """Return which points get the labels of these rows."""
         return self.model.predict(X) == self.y[rows]
 
+    def method(self, name):
+        """Return the function of a known attack, None if it needs gradients."""
+        return getattr(attacks, name) if name in _GRADIENT_FREE else None
+
     def takes(self, attack):
         """Tell whether an attack applies to such models."""
-        return attack in _GRADIENT_FREE
+        return isinstance(attack.method, str) and self.method(attack.method) is not None
 
-    def stands(self, attack, options, ball, k, random_state):
+    def stands(self, attack, ball, k, random_state):
         """Return which of the rows k an attack leaves right."""
-        options = _options(attack, options, random_state)
-        method = getattr(attacks, attack)
+        options = _options(attack, random_state)
+        method = self.method(attack.method)
         return self.is_right(method(lambda X: self._loss(X, k), self.X[k], ball, **options), k)
 
     def _loss(self, X, k):
@@ -149,5 +169,6 @@ def _recognised(model, X, y):
     return Network(network, network_labels(model, y), X)
 
 
-def _options(attack, options, random_state):
-    return {"random_state": random_state, **options} if attack in _SEEDED else options
+def _options(attack, random_state):
+    seed = {"random_state": random_state} if attack.method in _SEEDED else {}
+    return seed | attack.options
