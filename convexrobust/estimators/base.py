@@ -11,11 +11,12 @@ from sklearn.base import BaseEstimator
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_random_state
 
+from convexrobust.certificates import Verdict
 from convexrobust.exchange import Exchange, ExchangeSolution
 from convexrobust.network import TwoLayerReLU
 from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
-from convexrobust.program import ConvexProgram, Solution
+from convexrobust.program import ConvexProgram, Scope, Solution, Status
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import WorkingSet, default_solver
 from convexrobust.solvers.monitor import watched_by
@@ -245,7 +246,7 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator):
 
     def _warn_constant(self, program):
         cause = "beta or epsilon is so large that no neuron pays for its penalty; lower them"
-        if self.formulation != "soft" and self.solution_.status == "optimal":
+        if self.formulation != "soft" and self.solution_.status == Status.OPTIMAL:
             cause = (
                 f"no useful neuron is stable on the balls around all rows, for any of the "
                 f"{program.D.shape[1]} patterns (the robust cones are empty or nearly so), or beta "
@@ -277,7 +278,7 @@ def check_method(method):
 
 def warn_undecided(result):
     """Warn if exact verification left points undecided."""
-    undecided = int(np.sum(result.status == "unknown"))
+    undecided = int(np.sum(result.status == Verdict.UNKNOWN))
     if undecided:
         warnings.warn(
             f"{undecided} points could not be decided; they count as not robust.",
@@ -319,11 +320,11 @@ def _joined(solutions, programs) -> Solution:
         objective=sum(s.objective for s in solutions),
         lower_bound=sum(s.lower_bound for s in solutions),
         cone_violation=max(s.cone_violation for s in solutions),
-        status=next((s.status for s in solutions if s.status != "optimal"), "optimal"),
+        status=next((s.status for s in solutions if s.status != Status.OPTIMAL), Status.OPTIMAL),
         solver=solutions[0].solver,
         n_iter=max(s.n_iter for s in solutions),
         seconds=sum(s.seconds for s in solutions),
         solver_seconds=sum(s.solver_seconds for s in solutions),
-        lower_bound_scope=scopes.pop() if len(scopes) == 1 else "patterns",
+        lower_bound_scope=scopes.pop() if len(scopes) == 1 else Scope.PATTERNS,
         D=np.hstack(patterns),
     )

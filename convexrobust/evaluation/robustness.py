@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from convexrobust.certificates import Verdict
 from convexrobust.evaluation.subjects import SUITE, subject_of
 from convexrobust.evaluation.table import Adder, Measurement, RobustnessTable
 from convexrobust.perturbations import LpBall
@@ -138,14 +139,14 @@ def _verified(subject, ball, exact, time_limit, clean, standing, add):
         return add("exact", None, 0.0) if exact else None
     start, certified = time.perf_counter(), np.zeros(len(clean), dtype=bool)
     k = np.flatnonzero(clean)
-    certified[k] = subject.status(k, ball, "interval", None) == "robust"
+    certified[k] = subject.status(k, ball, "interval", None) == Verdict.ROBUST
     add("certified", certified, time.perf_counter() - start)
     if exact:
-        start, status = time.perf_counter(), np.where(certified, "robust", "broken").astype("<U7")
+        start, certified = time.perf_counter(), certified.copy()
         k = np.flatnonzero(standing & ~certified)
-        status[k] = subject.status(k, ball, "exact", time_limit)
-        undecided = int(np.sum(status == "unknown"))
-        certified = status == "robust"
+        verdicts = subject.status(k, ball, "exact", time_limit)
+        certified[k] = verdicts == Verdict.ROBUST
+        undecided = int(np.sum(verdicts == Verdict.UNKNOWN))
         add("exact", certified, time.perf_counter() - start, undecided)
     if (certified & ~standing).any():
         k = np.flatnonzero(certified & ~standing)[0]

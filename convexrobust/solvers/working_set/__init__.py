@@ -12,6 +12,6 @@ joins, `columns` lets patterns join and leave, and `solver` is the loop.
 """
 
 from convexrobust.solvers.working_set.seeding import train_certified
-from convexrobust.solvers.working_set.solver import NOT_REFUTED, WorkingSet
+from convexrobust.solvers.working_set.solver import WorkingSet
 
-__all__ = ["NOT_REFUTED", "WorkingSet", "train_certified"]
+__all__ = ["WorkingSet", "train_certified"]

@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from convexrobust.program import ConvexProgram, Progress, Solution
+from convexrobust.program import ConvexProgram, Progress, Scope, Solution, Status
 from convexrobust.solvers.choice import default_solver, dense_solver
 from convexrobust.solvers.contract import check_accepted, refusal_of
-from convexrobust.solvers.monitor import INTERRUPTED, warn_early
+from convexrobust.solvers.monitor import warn_early
 from convexrobust.solvers.residuals import multipliers_from_margins
 from convexrobust.solvers.working_set.columns import joined, kept
 from convexrobust.solvers.working_set.constant import (
@@ -25,7 +25,6 @@ from convexrobust.solvers.working_set.pricing import best_cone_multipliers, pric
 from convexrobust.solvers.working_set.seeding import some_rows, train_certified
 from convexrobust.threads import threads_for
 
-NOT_REFUTED = "all patterns, not refuted"
 _ROUGH_TOL = 1e-2  # relative gap at which a round ends
 # Iterations of ADMM in a round, and at the end; of several classes the bound rises later.
 _ROUGH, _FINAL, _FINAL_SEVERAL = 150, 2000, 3000
@@ -218,7 +217,7 @@ class _Run:
         before = self.best[0].objective
         if not self._constant_is_best():
             self._solve_by(self.options.solver or default_solver(self.program, tol, max_iter))
-            if self.options.solver is None and self.found.status == "iteration limit":
+            if self.options.solver is None and self.found.status == Status.ITERATION_LIMIT:
                 solver = dense_solver(self.program, tol) if self._open(self.found, stuck) else None
                 if solver is not None:
                     self._solve_by(solver)
@@ -229,7 +228,7 @@ class _Run:
         if self.last_is_best:
             self.best = point, self.program
         self.start = self.found  # goes on from here: its multipliers do not fit another point
-        self.interrupted = self.found.status == INTERRUPTED
+        self.interrupted = self.found.status == Status.INTERRUPTED
         improved = before - self.found.objective > _WORTH * self.options.tol * self.scale
         unsettled = self._open(self.found) or self.n_rounds == 1
         return not self.ended() and (improved or unsettled)
@@ -242,7 +241,7 @@ class _Run:
         constant = self.to_prove
         if constant is None or self.start.objective < constant.objective * (1.0 - _ROUNDING):
             return False
-        facts = {"solver": "best_constant", "status": "optimal"}
+        facts = {"solver": "best_constant", "status": Status.OPTIMAL}
         found = self.program.solution(*constant.weights(self.program), **facts)
         found = _with_bound_of(constant, found, self.program, n_iter=_RESIDUAL_STEPS)
         if self._open(found, min(_PROVEN, self.options.tol)):
@@ -362,7 +361,7 @@ class _Run:
         solution = replace(
             solution,
             D=program.D,
-            lower_bound_scope=NOT_REFUTED if settled else "patterns",
+            lower_bound_scope=Scope.NOT_REFUTED if settled else Scope.PATTERNS,
             solver=f"WorkingSet({self.found.solver})",
             n_iter=self.n_iter,
             seconds=self.seconds,
@@ -370,13 +369,13 @@ class _Run:
             history=tuple(self.history),
         )
         if not self._open(solution):
-            return replace(solution, status="optimal")
+            return replace(solution, status=Status.OPTIMAL)
         if self.interrupted:
-            solution = replace(solution, status=INTERRUPTED)
+            solution = replace(solution, status=Status.INTERRUPTED)
         elif self.seconds >= self.time_limit:
-            solution = replace(solution, status="time limit")
-        elif solution.status == "optimal":  # to the inner solver's tolerance, which is looser
-            solution = replace(solution, status="gap open")
+            solution = replace(solution, status=Status.TIME_LIMIT)
+        elif solution.status == Status.OPTIMAL:  # to the inner solver's tolerance, which is looser
+            solution = replace(solution, status=Status.GAP_OPEN)
         warn_early(solution)
         return solution
 
