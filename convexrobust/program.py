@@ -1,4 +1,4 @@
-r"""The convex program of (adversarial) training, and what every solver returns.
+r"""The convex program of (adversarial) training.
 
 With data X (n x d, the last column the constant 1 if ``intercept``), patterns D (n x P, 0/1),
 S = 2D - 1 and one weight matrix pair V_c, W_c (d x P) for each output c, the network's output is
@@ -38,17 +38,10 @@ from convexrobust.duality import Multipliers, lower_bound
 from convexrobust.losses import Loss, LossKind
 from convexrobust.perturbations import LpBall, Neighbourhoods
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solution import Progress, Scope, Solution, Status
-
-__all__ = [
-    "FORMULATIONS",
-    "ConvexProgram",
-    "MarginMap",
-    "Progress",
-    "Scope",
-    "Solution",
-    "Status",
-]
+from convexrobust.solution import Progress as Progress
+from convexrobust.solution import Scope as Scope
+from convexrobust.solution import Solution
+from convexrobust.solution import Status as Status
 
 FORMULATIONS = ("hard", "one-sided", "soft")
 
