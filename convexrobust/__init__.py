@@ -31,7 +31,7 @@ from convexrobust.patterns import (
     sample_patterns,
 )
 from convexrobust.perturbations import LpBall
-from convexrobust.program import ConvexProgram, Solution
+from convexrobust.program import ConvexProgram, Solution, Status
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import (
     ConicSolver,
@@ -63,6 +63,7 @@ __all__ = [
     "SolverError",
     "Squared",
     "SquaredHinge",
+    "Status",
     "TwoLayerReLU",
     "WorkingSet",
     "as_network",

@@ -161,7 +161,7 @@ def measure(network, data, ball):
         "clean": np.mean(objective(X)[0] < 0),
         "FGSM": np.mean(objective(attacks.fgsm(objective, X, ball))[0] < 0),
         "PGD": np.mean(objective(strong)[0] < 0),
-        "exact": np.mean(exact.status == "robust"),
+        "exact": np.mean(exact.status == certificates.Verdict.ROBUST),
         "certified": np.mean(certificates.margin_bounds(network, X, y, ball) > 0),
     }
 

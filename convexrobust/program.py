@@ -1,4 +1,4 @@
-r"""The convex program of (adversarial) training, and what every solver returns.
+r"""The convex program of (adversarial) training.
 
 With data X (n x d, the last column the constant 1 if ``intercept``), patterns D (n x P, 0/1),
 S = 2D - 1 and one weight matrix pair V_c, W_c (d x P) for each output c, the network's output is
@@ -38,6 +38,10 @@ from convexrobust.duality import Multipliers, lower_bound
 from convexrobust.losses import Loss, LossKind
 from convexrobust.perturbations import LpBall, Neighbourhoods
 from convexrobust.regularizers import GroupLasso
+from convexrobust.solution import Progress as Progress
+from convexrobust.solution import Scope as Scope
+from convexrobust.solution import Solution
+from convexrobust.solution import Status as Status
 
 FORMULATIONS = ("hard", "one-sided", "soft")
 
@@ -387,95 +391,6 @@ class ConvexProgram:
     def _certified_objective(self, V, W) -> float:
         margins = self.certified().safe_margins(V, W)
         return float(self.mean_loss(numpy_backend, margins) + self.penalty(numpy_backend, V, W))
-
-
-class Progress(NamedTuple):
-    """One row of a solver's history; the bounds are valid ones, in float64.
-
-    Attributes
-    ----------
-    n_iter : int
-        Iterations so far.
-    seconds : float
-        Wall time since the start, the time for the bounds included.
-    objective : float
-        Certified objective of the iterate (not of the best so far).
-    lower_bound : float
-        Lower bound of the dual iterate, -inf where the solver has none.
-    cone_violation : float
-        Largest violation of a cone row that the formulation demands.
-    """
-
-    n_iter: int
-    seconds: float
-    objective: float
-    lower_bound: float
-    cone_violation: float
-
-
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """What every solver returns.
-
-    Attributes
-    ----------
-    V, W : ndarray of shape (C, d, P)
-        Weights of the neurons with output weight +1 and -1.
-    objective : float
-        The soft objective at V, W in float64: a valid upper bound of the network's worst-case
-        objective, and (up to ``cone_violation`` for cone formulations) the program's value.
-    lower_bound : float
-        A valid lower bound on the program's optimum over the patterns used.
-    cone_violation : float
-        Largest violation of a cone row that the formulation demands.
-    status : str
-        "optimal", or what the solver said.
-    solver : str
-        Its name.
-    n_iter : int
-        Iterations.
-    seconds : float
-        Wall time of the solver call, set-up and bounds included.
-    solver_seconds : float
-        Of these the time inside the numerical solver.
-    lower_bound_scope : {"patterns", "all patterns, not refuted", "all patterns"}
-        What the lower bound is about: the best network with the patterns used; with any, as far as
-        a search could tell; or with any, proven.
-    multipliers : Multipliers, optional
-        The dual point of the lower bound.
-    history : tuple of Progress
-        What an iterative solver recorded on its way, for plots.
-    D : ndarray of shape (n, P), optional
-        The patterns of V and W, where they are not those of the program that was to be solved.
-    state : object
-        What the solver keeps for a warm start, of no meaning to others.
-    """
-
-    V: np.ndarray
-    W: np.ndarray
-    objective: float
-    lower_bound: float = -np.inf
-    cone_violation: float = 0.0
-    status: str = "unknown"
-    solver: str = ""
-    n_iter: int = 0
-    seconds: float = 0.0
-    solver_seconds: float = 0.0
-    lower_bound_scope: str = "patterns"
-    multipliers: Multipliers | None = None
-    history: tuple[Progress, ...] = ()
-    D: np.ndarray | None = None
-    state: object = None
-
-    @property
-    def gap(self) -> float:
-        """The duality gap, ``objective - lower_bound``."""
-        return self.objective - self.lower_bound
-
-    @property
-    def relative_gap(self) -> float:
-        """The duality gap relative to the objective."""
-        return self.gap / max(abs(self.objective), np.finfo(float).tiny)
 
 
 def _margin_map(task, y, n_outputs) -> MarginMap:

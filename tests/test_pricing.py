@@ -218,7 +218,7 @@ def test_batches_do_not_change_the_global_bound(monkeypatch):
     program = gates_program(2, Hinge())
     multipliers = ConicSolver().solve(program).multipliers
     whole = global_lower_bound(program, multipliers)
-    monkeypatch.setattr("convexrobust.solvers.working_set.pricing._BATCH", 100)
+    monkeypatch.setattr("convexrobust.solvers.working_set.pricing._PATTERNS_AT_ONCE", 100)
     assert global_lower_bound(program, multipliers) == pytest.approx(whole, rel=1e-5)
 
 

@@ -185,7 +185,7 @@ def test_starts_small_where_a_solver_is_lost_among_many_patterns(n_new, monkeypa
     monkeypatch.setattr(InteriorPoint, "solve", lost_among_many)
     monkeypatch.setattr(rounds, "price", some)
     monkeypatch.setattr(rounds, "best_constant", lambda program: constant)
-    monkeypatch.setattr(rounds, "_PROVEN", -1.0)
+    monkeypatch.setattr(rounds, "_CONSTANT_GAP", -1.0)
     half = program.solution(*constant.weights(program) / 2.0)  # between zeros and the constant
     solution = WorkingSet(solver=InteriorPoint(), max_rounds=1).solve(program, half)
     assert len(sizes) == 3
@@ -276,7 +276,7 @@ def test_a_bound_that_was_not_priced_is_about_the_patterns_used(monkeypatch):
         return np.zeros((len(program.X), 0), dtype=np.int8)
 
     monkeypatch.setattr(rounds, "price", nothing_new)
-    monkeypatch.setattr(rounds, "_PROVEN", -1.0)  # the bound is found at the end only
+    monkeypatch.setattr(rounds, "_CONSTANT_GAP", -1.0)  # the bound is found at the end only
     X = np.random.default_rng(0).normal(size=(20, 100))
     X, y = np.hstack([X, np.ones((20, 1))]), np.tile([1, -1], 10)
     D = sample_patterns(X, 8, random_state=0)

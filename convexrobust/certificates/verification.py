@@ -3,6 +3,7 @@ r"""Exact verification: the true worst case of a network on sets, and verdicts a
 from __future__ import annotations
 
 import time
+from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +21,26 @@ _DOUBLINGS = 38  # of a radius, up to 1e11 times the first
 _NARROW = 0.2  # relative width of a bracket from which its upper end is tried
 
 
+class Verdict(StrEnum):
+    """What a `Certificate` says about a sample; members are strings, as the arrays hold them."""
+
+    ROBUST = "robust"
+    """The lower bound of its worst-case margin is positive: no perturbation changes its class."""
+
+    BROKEN = "broken"
+    """The margin at a point found in its set is at most 0."""
+
+    UNKNOWN = "unknown"
+    """Neither: the method is too coarse, or its time was over."""
+
+
 class Certificate(NamedTuple):
     """What is known about each sample on its perturbation set.
 
     Attributes
     ----------
     status : ndarray of shape (n,), of str
-        "robust" where ``lower`` > 0, "broken" where ``upper`` <= 0, otherwise "unknown".
+        The `Verdict` on each sample.
     lower : ndarray of shape (n,)
         Lower bounds of the worst-case margins.
     upper : ndarray of shape (n,)
@@ -315,5 +329,6 @@ def _searched(network, X, directions, ball, known, *, radius=None, time_limit=No
 def _certificate(network, directions, lower, X_adv, seconds) -> Certificate:
     upper = smallest(network, X_adv, directions)
     lower = np.minimum(lower, upper)
-    status = np.select([lower > 0.0, upper <= 0.0], ["robust", "broken"], "unknown")
+    decided = [lower > 0.0, upper <= 0.0]
+    status = np.select(decided, [Verdict.ROBUST, Verdict.BROKEN], Verdict.UNKNOWN)
     return Certificate(status, lower, upper, X_adv, seconds)

@@ -320,7 +320,8 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialEstimator):
         if method == "certified":
             return certificates.margin_bounds(self.network_, X, labels, ball) > 0.0
         if method == "exact":
-            return certificates.certify(self.network_, X, labels, ball, "exact").status == "robust"
+            verdicts = certificates.certify(self.network_, X, labels, ball, "exact").status
+            return verdicts == certificates.Verdict.ROBUST
         x, y = self._tensors(X, labels)
         points = attacks.pgd(self.model_, x, y, ball, batch_size=_ROWS, **_ATTACK)
         with torch.no_grad(), left_as_found(self.model_, "eval"):

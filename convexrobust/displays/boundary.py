@@ -128,7 +128,8 @@ class RobustBoundaryDisplay:
         names = tuple(map(str, getattr(X, "columns", ("feature 0", "feature 1"))))
         ball, network, X = ball_of(estimator, ball), as_network(estimator), _plane(X)
         labels = network_labels(estimator, y)
-        robust = certificates.certify(network, X, labels, ball, method).status == "robust"
+        verdicts = certificates.certify(network, X, labels, ball, method).status
+        robust = verdicts == certificates.Verdict.ROBUST
         classes = classes_of(estimator, network)
         x0, x1 = _grids(np.concatenate([X, *ball_outlines(ball, X)]), resolution)
         grid = np.stack(np.meshgrid(x0, x1), axis=-1)

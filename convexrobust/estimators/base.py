@@ -11,12 +11,13 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.callback import CallbackSupportMixin
 from sklearn.utils import check_random_state
 
+from convexrobust.certificates import Verdict
 from convexrobust.estimators.problem import Problem, distinct_rows
 from convexrobust.exchange import Exchange
 from convexrobust.losses import Loss
 from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
-from convexrobust.program import ConvexProgram, Solution
+from convexrobust.program import ConvexProgram, Solution, Status
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import Solver, WorkingSet, default_solver
 from convexrobust.solvers.monitor import watched_by
@@ -262,7 +263,7 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator, ABC):
 
     def _warn_constant(self, program):
         cause = "beta or epsilon is so large that no neuron pays for its penalty; lower them"
-        if self.formulation != "soft" and self.solution_.status == "optimal":
+        if self.formulation != "soft" and self.solution_.status == Status.OPTIMAL:
             cause = (
                 f"no useful neuron is stable on the balls around all rows, for any of the "
                 f"{program.D.shape[1]} patterns (the robust cones are empty or nearly so), or beta "
@@ -313,7 +314,7 @@ def check_method(method):
 
 def warn_undecided(result):
     """Warn if exact verification left points undecided."""
-    undecided = int(np.sum(result.status == "unknown"))
+    undecided = int(np.sum(result.status == Verdict.UNKNOWN))
     if undecided:
         warnings.warn(
             f"{undecided} points could not be decided; they count as not robust.",

@@ -281,7 +281,7 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
             return objective(X_adv)[0] < 0.0
         result = certificates.certify(self.network_, X, labels, ball, "exact")
         warn_undecided(result)
-        return result.status == "robust"
+        return result.status == certificates.Verdict.ROBUST
 
 
 def _one_vs_rest(program):

@@ -8,7 +8,7 @@ import numpy as np
 
 from convexrobust.exchange import ExchangeSolution
 from convexrobust.network import TwoLayerReLU
-from convexrobust.program import ConvexProgram, Solution
+from convexrobust.program import ConvexProgram, Scope, Solution, Status
 
 _FLAT = 1e-2  # variation of the outputs on the training rows that a rough solver leaves, relative
 
@@ -95,11 +95,11 @@ def _side_by_side(solutions, programs) -> Solution:
         objective=sum(s.objective for s in solutions),
         lower_bound=sum(s.lower_bound for s in solutions),
         cone_violation=max(s.cone_violation for s in solutions),
-        status=next((s.status for s in solutions if s.status != "optimal"), "optimal"),
+        status=next((s.status for s in solutions if s.status != Status.OPTIMAL), Status.OPTIMAL),
         solver=solutions[0].solver,
         n_iter=max(s.n_iter for s in solutions),
         seconds=sum(s.seconds for s in solutions),
         solver_seconds=sum(s.solver_seconds for s in solutions),
-        lower_bound_scope=scopes.pop() if len(scopes) == 1 else "patterns",
+        lower_bound_scope=scopes.pop() if len(scopes) == 1 else Scope.PATTERNS,
         D=np.hstack(patterns),
     )

@@ -8,6 +8,7 @@ from numbers import Real
 
 import numpy as np
 
+from convexrobust.certificates import Verdict
 from convexrobust.evaluation.subjects import subject_of
 from convexrobust.evaluation.suite import check_options, checked_suite, is_seed
 from convexrobust.evaluation.table import Adder, Measurement, RobustnessTable
@@ -165,14 +166,14 @@ def _verified(subject, ball, exact, time_limit, clean, standing, add):
         return add("exact", None, 0.0) if exact else None
     start, certified = time.perf_counter(), np.zeros(len(clean), dtype=bool)
     k = np.flatnonzero(clean)
-    certified[k] = subject.status(k, ball, "interval", None) == "robust"
+    certified[k] = subject.status(k, ball, "interval", None) == Verdict.ROBUST
     add("certified", certified, time.perf_counter() - start)
     if exact:
-        start, status = time.perf_counter(), np.where(certified, "robust", "broken").astype("<U7")
+        start, certified = time.perf_counter(), certified.copy()
         k = np.flatnonzero(standing & ~certified)
-        status[k] = subject.status(k, ball, "exact", time_limit)
-        undecided = int(np.sum(status == "unknown"))
-        certified = status == "robust"
+        verdicts = subject.status(k, ball, "exact", time_limit)
+        certified[k] = verdicts == Verdict.ROBUST
+        undecided = int(np.sum(verdicts == Verdict.UNKNOWN))
         add("exact", certified, time.perf_counter() - start, undecided)
     if (certified & ~standing).any():
         k = np.flatnonzero(certified & ~standing)[0]

@@ -22,13 +22,15 @@ from convexrobust.exchange.inner_maximum import (
 from convexrobust.exchange.networks import check_network, mixed, trained_network, zero_network
 from convexrobust.exchange.solution import ExchangeSolution, Round
 from convexrobust.network import TwoLayerReLU
-from convexrobust.program import ConvexProgram, Progress, Solution
+from convexrobust.program import ConvexProgram, Progress, Scope, Solution, Status
 from convexrobust.solvers import ConicSolver, Solver, default_solver
 from convexrobust.solvers.contract import check_accepted
-from convexrobust.solvers.monitor import INTERRUPTED, ConvergenceWarning, warn_early
+from convexrobust.solvers.monitor import ConvergenceWarning, warn_early
 
 _INNER = ("exact", "attack")
 _PATTERNS = ("all", "grow", "fixed")
+# What ended early, and is warned about.
+_EARLY = (Status.ROUND_LIMIT, Status.TIME_LIMIT, Status.INTERRUPTED)
 _TINY = np.finfo(float).tiny
 _WIDTH = 32  # of the network to start from
 _SHARE = 0.1  # of the bracket, or of tol, that a solver chosen here may leave open
@@ -207,19 +209,19 @@ class _Run:
         except KeyboardInterrupt:
             if not np.isfinite(self.value):  # nothing to return yet
                 raise
-            status = INTERRUPTED
+            status = Status.INTERRUPTED
         found = self._found(status)
-        if status in ("round limit", "time limit", INTERRUPTED):
+        if status in _EARLY:
             warn_early(found)
         return found
 
-    def _rounds(self, start) -> str:
+    def _rounds(self, start) -> Status:
         """Run rounds; return why they ended."""
         self._begin_with_zero()
         if self.options.solver is not None:
             check_accepted(self.options.solver, self.restricted)
         if self._closed():
-            return "optimal"
+            return Status.OPTIMAL
         network = self.options.network
         if network is None and start is not None:
             network = TwoLayerReLU.from_solution(start, intercept=self.program.intercept)
@@ -228,11 +230,11 @@ class _Run:
         if network is not None and network.n_neurons:
             self._begin(network)
         if self._closed():
-            return "optimal"
+            return Status.OPTIMAL
         for _ in range(self.options.max_rounds):
             if reason := self._round():
                 return reason
-        return "round limit"
+        return Status.ROUND_LIMIT
 
     def _begin_with_zero(self):
         """Take up the zero network, and the points that samples at odds have in common."""
@@ -256,7 +258,7 @@ class _Run:
         self.copies.add_network(network)
         self._extend(network, attack)
 
-    def _round(self) -> str | None:
+    def _round(self) -> Status | None:
         """Solve, attack and price; return why to stop, or extend the copies and patterns."""
         every = self.options.patterns == "all"
         solved = self._solved("one-sided" if every else self.program.formulation)
@@ -352,14 +354,14 @@ class _Run:
         row = (len(self.rounds) + 1, self.seconds, *values, n_copies, n_patterns)
         self.rounds.append(Round(*row))
 
-    def _reason(self, attack, solved) -> str | None:
+    def _reason(self, attack, solved) -> Status | None:
         """Return why to stop after this round, if there is a reason."""
         tol, every = self.options.tol, self.options.patterns == "all"
         found = min(attack.attacked_objective, self.attack.attacked_objective)
         if self._closed():
-            return "optimal"
-        if solved.status == INTERRUPTED:
-            return INTERRUPTED
+            return Status.OPTIMAL
+        if solved.status == Status.INTERRUPTED:
+            return Status.INTERRUPTED
         falling = self.options.patterns == "grow" and (
             len(self.rounds) == 1
             or self.rounds[-2].restricted_objective > (1.0 + tol) * solved.objective
@@ -367,9 +369,9 @@ class _Run:
         # Where the exact inner search leaves a little open, a bracket of tol gets its chance first.
         floor, wide = (self.lower_bound, tol / 2.0) if every else (solved.objective, tol)
         if found - floor <= wide * found and not falling:
-            return "no worse point"
+            return Status.NO_WORSE_POINT
         late = self.options.time_limit is not None and self.seconds > self.options.time_limit
-        return "time limit" if late else None
+        return Status.TIME_LIMIT if late else None
 
     def _found(self, status) -> ExchangeSolution:
         attack, bound = self.attack, self.lower_bound
@@ -387,7 +389,7 @@ class _Run:
             n_iter=len(self.rounds),
             seconds=self.seconds,
             solver_seconds=self.solver_seconds,
-            lower_bound_scope="all patterns" if every else "patterns",
+            lower_bound_scope=Scope.ALL_PATTERNS if every else Scope.PATTERNS,
             history=tuple(Progress(*row[:4], 0.0) for row in self.rounds),
             network=self.network,
             attacked_objective=attack.attacked_objective,

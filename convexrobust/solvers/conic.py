@@ -10,7 +10,7 @@ import numpy as np
 
 from convexrobust.duality import Multipliers
 from convexrobust.losses import LossKind
-from convexrobust.program import ConvexProgram, Solution
+from convexrobust.program import ConvexProgram, Solution, Status
 from convexrobust.solvers.contract import ProgramRefusedError, SolverError, check_accepted
 from convexrobust.solvers.monitor import warn_early
 
@@ -24,7 +24,7 @@ _REMEDIES = {
 # iterations and a tighter dual bound; the second is tried where the solver fails on the first.
 _SMALLEST_BETAS = (1e-3, 1.0)
 _NO_EXPONENTIALS = ("CVXOPT", "QOCO")  # solvers without exponential cones
-_USABLE = ("optimal", "optimal_inaccurate", "user_limit")
+_USABLE = (Status.OPTIMAL, Status.OPTIMAL_INACCURATE, Status.USER_LIMIT)  # cvxpy's strings
 _PROVEN = 1e-4  # relative gap from which a point counts as optimal, whatever the solver says
 _FEASIBLE = 1e-6  # cone violation up to which it does
 _OPEN = 1e-3  # relative gap above which a point does not, whatever the solver says
@@ -93,7 +93,7 @@ class ConicSolver:
         -----
         ConvergenceWarning
             If the solver stopped early or calls its answer inaccurate, unless the valid gap
-            proves the point optimal to 1e-4 (relative). Also, with status "gap open", if it calls
+            proves the point optimal to 1e-4 (relative). Also, with `Status.GAP_OPEN`, if it calls
             a point optimal whose valid gap is above 1e-3, unless beta = 0 leaves no bound.
 
         Raises
@@ -115,7 +115,7 @@ class ConicSolver:
                 failure = error
                 continue
             best = _better(best, self._compiled.solution(name))
-            if best is not None and best.status in ("optimal", "user_limit"):
+            if best is not None and best.status in (Status.OPTIMAL, Status.USER_LIMIT):
                 break
         if best is None:
             raise SolverError(
@@ -123,7 +123,7 @@ class ConicSolver:
                 "comparable ranges, increase beta, or use a solver that takes the cones of this "
                 "loss (the logistic loss needs exponential cones), e.g. ConicSolver() for Clarabel."
             ) from failure
-        if best.status != "optimal":
+        if best.status != Status.OPTIMAL:
             warn_early(best)
         return replace(best, seconds=time.perf_counter() - clock)
 
@@ -291,16 +291,16 @@ class _Compiled:
             W,
             lower_bound=self.program.lower_bound(multipliers),
             multipliers=multipliers,
-            status=status,
+            status=Status(status),
             solver=solver_name,
             n_iter=int(stats.num_iters or 0),
             solver_seconds=float(stats.solve_time or 0.0),
         )
         if found.relative_gap <= _PROVEN and found.cone_violation <= _FEASIBLE:
-            return replace(found, status="optimal")
+            return replace(found, status=Status.OPTIMAL)
         bounded = self.program.regularizer.beta > 0.0
-        if status == "optimal" and bounded and found.relative_gap > _OPEN:
-            return replace(found, status="gap open")
+        if status == Status.OPTIMAL and bounded and found.relative_gap > _OPEN:
+            return replace(found, status=Status.GAP_OPEN)
         return found
 
     def multipliers(self) -> Multipliers:

@@ -11,10 +11,9 @@ from contextvars import ContextVar
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from convexrobust.program import ConvexProgram, Progress, Solution
+from convexrobust.program import ConvexProgram, Progress, Solution, Status
 from convexrobust.threads import threads_for
 
-INTERRUPTED = "interrupted"  # the status after Ctrl-C, or where a watcher asks for it
 Watcher = Callable[[Progress, Solution], bool]
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
@@ -27,7 +26,7 @@ def watched_by(watcher: Watcher):
     ----------
     watcher : callable
         Takes the row of the history and the iterate as a `Solution`; where it returns True the
-        solver stops, with status "interrupted", as on Ctrl-C.
+        solver stops, with `Status.INTERRUPTED`, as on Ctrl-C.
     """
     token = _watcher.set(watcher)
     try:
@@ -70,7 +69,7 @@ class Monitor:
         self.tol = tol
         self.time_limit = np.inf if time_limit is None else time_limit
         self.clock = time.perf_counter()
-        self.status = "iteration limit"
+        self.status = Status.ITERATION_LIMIT
         self.history: list[Progress] = []
         self.best: Solution | None = None
         self.lower_bound = -np.inf
@@ -88,7 +87,7 @@ class Monitor:
             with threads_for(self.program.D.size * self.program.X.shape[1]):
                 yield self
         except KeyboardInterrupt:
-            self.status = INTERRUPTED
+            self.status = Status.INTERRUPTED
 
     def record(self, n_iter, V, W, multipliers=None) -> bool:
         """Certify an iterate; return whether the solver should stop, with the status set.
@@ -96,7 +95,7 @@ class Monitor:
         V, W and the multipliers are NumPy arrays of any accuracy; the multipliers may be None.
         """
         if not (np.isfinite(V).all() and np.isfinite(W).all()):
-            self.status = "diverged"
+            self.status = Status.DIVERGED
             return True
         found = self.program.solution(V, W, n_iter=n_iter)
         bound = -np.inf if multipliers is None else self.program.lower_bound(multipliers)
@@ -110,10 +109,10 @@ class Monitor:
         stopped = watcher is not None and watcher(row, found)
         # The certified objective of an infeasible point may be below the optimum of the cones.
         if abs(self.gap) <= self.tol and self.best.cone_violation <= self.tol:
-            self.status = "optimal"
+            self.status = Status.OPTIMAL
             return True
         if stopped or self.seconds > self.time_limit:
-            self.status = INTERRUPTED if stopped else "time limit"
+            self.status = Status.INTERRUPTED if stopped else Status.TIME_LIMIT
             return True
         return False
 
@@ -150,7 +149,7 @@ class Monitor:
             multipliers=self.multipliers,
             history=tuple(self.history),
         )
-        if self.status != "optimal":
+        if self.status != Status.OPTIMAL:
             warn_early(solution)
         return solution
 
@@ -158,7 +157,7 @@ class Monitor:
 def warn_early(solution: Solution):
     """Warn that a solver stopped before its gap was closed, and say how far it got."""
     warnings.warn(
-        f"{solution.solver} stopped with status {solution.status!r} after {solution.n_iter} "
+        f"{solution.solver} stopped with status '{solution.status}' after {solution.n_iter} "
         f"iterations: objective {solution.objective:.6g}, lower bound {solution.lower_bound:.6g}, "
         f"cone violation {solution.cone_violation:.1e}. Both bounds are valid; for a smaller gap "
         "allow more iterations, scale the features, or choose another solver.",

@@ -1,7 +1,7 @@
 """An attack: conditional gradient steps, after Frank and Wolfe (1956).
 
-Each step goes towards the point of the set that a gradient points to the most, by 2 / (t + 2) of the
-way, so that no projection is needed: a mean of points of a convex set lies in it.
+Each step goes 2 / (t + 2) of the way towards the point of the set that the gradient points to the
+most, so that no projection is needed: a mean of points of a convex set lies in it.
 """
 
 from convexrobust.attacks.region import Best, Region, evaluated

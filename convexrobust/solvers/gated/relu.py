@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.backends import torch as torch_backend
-from convexrobust.program import ConvexProgram, Solution
+from convexrobust.program import ConvexProgram, Solution, Status
 from convexrobust.solvers.gated.solver import refusal_of_gated, solve_gated
 
 
@@ -106,7 +106,7 @@ class GatedRelaxation:
     Notes
     -----
     Both bounds are valid, but the gap between them is that of the relaxation, which no further
-    iteration closes: status "relaxation" comes without a warning.
+    iteration closes: `Status.RELAXATION` comes without a warning.
     """
 
     def __init__(self, tol: float = 1e-3, *, n_steps: int = 60, **options):
@@ -132,7 +132,7 @@ class GatedRelaxation:
         closed = found.relative_gap <= self.tol and found.cone_violation <= self.tol
         return replace(
             found,
-            status="optimal" if closed else "relaxation",
+            status=Status.OPTIMAL if closed else Status.RELAXATION,
             solver="gated relaxation",
             n_iter=gated.n_iter,
             seconds=time.perf_counter() - clock,

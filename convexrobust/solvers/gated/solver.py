@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
-from convexrobust.program import ConvexProgram
+from convexrobust.program import ConvexProgram, Status
 from convexrobust.solvers.contract import ProgramRefusedError, refusal_of_loss
 from convexrobust.solvers.gated.first_order import accelerate
 from convexrobust.solvers.gated.proximal_point import MAX_STEPS, proximal_point
@@ -35,7 +35,7 @@ class GatedSolution:
         Mean loss plus penalty at U, in float64.
     lower_bound : float
         A valid lower bound of the gated program, and so of every ReLU program on its patterns.
-    status : {"optimal", "iteration limit", "time limit", "interrupted", "diverged"}
+    status : Status
         Why the solver stopped; "diverged" means that a step overflowed.
     n_iter : int
         Proximal gradient steps plus Newton steps.
@@ -50,7 +50,7 @@ class GatedSolution:
     U: np.ndarray
     objective: float
     lower_bound: float
-    status: str
+    status: Status
     n_iter: int
     seconds: float
     multipliers: np.ndarray
@@ -151,9 +151,9 @@ def solve_gated(
         multipliers=run.multipliers,
         history=tuple(run.history),
     )
-    if status != "optimal":
+    if status != Status.OPTIMAL:
         warnings.warn(
-            f"solve_gated stopped with status {status!r} after {found.n_iter} steps: objective "
+            f"solve_gated stopped with status '{status}' after {found.n_iter} steps: objective "
             f"{found.objective:.6g}, lower bound {found.lower_bound:.6g}. Both are valid; for a "
             "smaller gap allow more iterations or time, increase beta, scale the features, or use "
             "dtype='float64'.",
@@ -193,23 +193,23 @@ def _first_weights(program, start, device):
     return torch.tensor(start, dtype=torch.float64, device=device).permute(1, 0, 2)
 
 
-def _improve(run: Run, first, tol, max_iter, time_limit) -> str:
+def _improve(run: Run, first, tol, max_iter, time_limit) -> Status:
     """Improve the first weights until the gap is closed or a limit is met; return the status."""
     small = len(run.program.X) * run.program.n_outputs <= _SMALL
     steps = (_proximal_steps if small else _weight_steps)(run, first)
     try:
         for _ in steps:
             if run.gap <= tol:
-                return "optimal"
+                return Status.OPTIMAL
             if run.n_iter >= max_iter:
-                return "iteration limit"
+                return Status.ITERATION_LIMIT
             if run.seconds > time_limit:
-                return "time limit"
+                return Status.TIME_LIMIT
     except (FloatingPointError, torch.linalg.LinAlgError):  # the latter for eigenvalues of NaN
-        return "diverged"
+        return Status.DIVERGED
     except KeyboardInterrupt:
         pass
-    return "interrupted"
+    return Status.INTERRUPTED
 
 
 def _proximal_steps(run: Run, first) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexrobust.program import ConvexProgram, Solution
+from convexrobust.program import ConvexProgram, Solution, Status
 from convexrobust.solvers.contract import check_accepted, refusal_of_loss
 from convexrobust.solvers.interior_point.data import Data, Neurons
 from convexrobust.solvers.interior_point.iterate import Iterate
@@ -138,7 +138,7 @@ class _Run:
         if self.monitor.record(n_iter, *self.iterate.weights(), multipliers):
             return True
         if not moved:
-            self.monitor.status = "no more progress"
+            self.monitor.status = Status.NO_MORE_PROGRESS
             return True
         self.scale = self.monitor.best.objective
         if distances.max() > 1.0 + _VIOLATED * self.level:

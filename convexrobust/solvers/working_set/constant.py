@@ -20,11 +20,11 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.perturbations import LpBall
-from convexrobust.program import ConvexProgram
+from convexrobust.program import ConvexProgram, Status
 from convexrobust.solvers.conic import ConicSolver
 from convexrobust.solvers.contract import Solver
 from convexrobust.solvers.interior_point import InteriorPoint
-from convexrobust.solvers.monitor import INTERRUPTED, watched_by
+from convexrobust.solvers.monitor import watched_by
 from convexrobust.solvers.residuals import margins_at_zero
 
 _TOL = 1e-9
@@ -74,7 +74,7 @@ def best_constant(program: ConvexProgram) -> ConstantNetwork:
     with warnings.catch_warnings(), watched_by(lambda *_: False):  # no iterates of the program
         warnings.simplefilter("ignore", ConvergenceWarning)  # of a gap of 1e-8, say
         found = _solver_of(small).solve(small)
-    if found.status == INTERRUPTED:
+    if found.status == Status.INTERRUPTED:
         raise KeyboardInterrupt
     if found.multipliers is None:  # the numbers were too large
         return nothing

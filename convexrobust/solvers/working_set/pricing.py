@@ -27,7 +27,7 @@ from convexrobust.solvers.residuals import (
 
 __all__ = ["best_cone_multipliers", "global_lower_bound", "price"]
 
-_VIOLATED = 1e-4  # relative excess of a residual over beta from which a new pattern counts
+_EXCESS = 1e-4  # relative excess of a residual over beta from which a new pattern counts
 _RANKED = 0.1  # relative accuracy of the residuals by which new patterns are ranked
 _MORE_STARTS = 4  # times as many starts for a second search where the first finds nothing
 _CANDIDATES = 3  # new patterns whose residual is computed, for each one asked for
@@ -36,7 +36,7 @@ _ASCENT_STEPS = 40
 _RANKING_STEPS = 400
 _LONGEST, _SHORTEST, _STEP_RATIO = 0.7, 0.05, 0.9  # first steps of the ascents, in radian
 _NEGLIGIBLE = 1e-6  # share of the largest row below which the search leaves a row out
-_BATCH = 1000  # patterns that the exact bound looks at together
+_PATTERNS_AT_ONCE = 1000  # patterns that the exact bound looks at together
 
 
 def price(
@@ -148,8 +148,10 @@ def global_lower_bound(
     # Each batch limits how far the multipliers may be scaled; a concave dual function that starts
     # at t = 0 makes the smallest of the bounds valid for all batches.
     return min(
-        _bound_without_cones(replace(program, D=D[:, start : start + _BATCH]), multipliers)
-        for start in range(0, D.shape[1], _BATCH)
+        _bound_without_cones(
+            replace(program, D=D[:, start : start + _PATTERNS_AT_ONCE]), multipliers
+        )
+        for start in range(0, D.shape[1], _PATTERNS_AT_ONCE)
     )
 
 
@@ -271,7 +273,7 @@ def _different(found: list[_New], most, cosine) -> list[_New]:
 
 def _violated(program, sides, candidates, n_patterns) -> list[_New]:
     """Return the candidates of the largest residuals beyond beta."""
-    limit = program.regularizer.beta * (1.0 + _VIOLATED)
+    limit = program.regularizer.beta * (1.0 + _EXCESS)
 
     def undecided(length, low):
         return (length > limit) & ((low <= limit) | (length > (1.0 + _RANKED) * low))

@@ -17,9 +17,11 @@ from convexrobust.backends import numpy as numpy_backend
 from convexrobust.network import TwoLayerReLU
 from convexrobust.perturbations import DUAL_NORM
 from convexrobust.solvers.memory import keep_freed
+from convexrobust.solvers.working_set.columns import joined
+from convexrobust.solvers.working_set.point import Point
 
 _DECAY_1, _DECAY_2, _TINY = 0.9, 0.999, 1e-12
-_ROWS = 4000  # that a first network is trained on, at most
+_TRAINED_ROWS = 4000  # that a first network is trained on, at most
 _ARRAYS = 8  # of the size of rows times neurons in a step of training
 
 
@@ -80,12 +82,44 @@ def train_certified(
     return TwoLayerReLU(hidden, output, intercept=program.intercept)
 
 
+def first_point(program, start, network, width, rng) -> Point:
+    """Return the point that a run begins with: a start, a network, or one trained for a moment.
+
+    Parameters
+    ----------
+    program : ConvexProgram
+        Its patterns are among those of the point.
+    start : Solution or None
+        A point of the program, or of one with other patterns ``start.D``.
+    network : TwoLayerReLU or None
+        What to begin with instead.
+    width : int
+        Neurons of the one trained where there is neither; 0 begins with the zero network.
+    rng : numpy.random.Generator
+        For its first weights, and the rows that it is trained on.
+    """
+    if start is not None and start.D is not None:
+        program, start = joined(replace(program, D=start.D), start, program.D)
+    fits = start is not None and start.V.shape == program.shape
+    if network is None and not fits and width > 0:
+        network = train_certified(some_rows(program, rng), width=width, random_state=rng)
+    if network is not None:
+        features = program.sets.center[:, : network.n_features]
+        V, W, D = network.to_convex(features, program.D)
+        program = replace(program, D=D)
+        return Point(program, program.solution(V, W))
+    if not fits:
+        return Point.zero(program)
+    known = {"multipliers": start.multipliers, "state": start.state}
+    return Point(program, program.solution(start.V, start.W, **known))
+
+
 def some_rows(program, rng):
     """Return the program on some of its rows, enough to train a first network."""
     n = len(program.X)
-    if n <= _ROWS or program.copy_of is not None:
+    if n <= _TRAINED_ROWS or program.copy_of is not None:
         return program
-    rows = np.sort(rng.choice(n, _ROWS, replace=False))
+    rows = np.sort(rng.choice(n, _TRAINED_ROWS, replace=False))
     return replace(
         program,
         X=program.X[rows],

@@ -1,4 +1,4 @@
-"""`WorkingSet`: the rounds of column generation."""
+"""`WorkingSet`: its options, and the steps of a run."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from dataclasses import replace
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from convexrobust.program import ConvexProgram, Progress, Solution
+from convexrobust.program import ConvexProgram, Scope, Solution, Status
 from convexrobust.solvers.choice import default_solver, dense_solver
-from convexrobust.solvers.contract import check_accepted, refusal_of
-from convexrobust.solvers.monitor import INTERRUPTED, warn_early
-from convexrobust.solvers.residuals import multipliers_from_margins
-from convexrobust.solvers.working_set.columns import joined, kept
-from convexrobust.solvers.working_set.constant import (
-    ConstantNetwork,
-    best_constant,
-    simple_constant,
-)
+from convexrobust.solvers.contract import Solver, check_accepted, refusal_of
+from convexrobust.solvers.monitor import warn_early
+from convexrobust.solvers.working_set.constant import best_constant, simple_constant
+from convexrobust.solvers.working_set.point import Point
 from convexrobust.solvers.working_set.pricing import best_cone_multipliers, price
-from convexrobust.solvers.working_set.seeding import some_rows, train_certified
+from convexrobust.solvers.working_set.rounds import (
+    Accuracy,
+    Criteria,
+    Round,
+    State,
+    Step,
+    what_follows,
+)
+from convexrobust.solvers.working_set.seeding import first_point
 from convexrobust.threads import threads_for
 
-NOT_REFUTED = "all patterns, not refuted"
-_ROUGH_TOL = 1e-2  # relative gap at which a round ends
-# Iterations of ADMM in a round, and at the end; of several classes the bound rises later.
-_ROUGH, _FINAL, _FINAL_SEVERAL = 150, 2000, 3000
-_STUCK = 0.2  # gap after those of a round, as `WorkingSet.tol`: on standardised data it is smaller
-_LARGE, _FINAL_LARGE = 5e8, 400  # entries n d P from which these have to do at the end
+# Of a round. On standardised data the gap is smaller than 0.2 after these iterations.
+_ROUND = Accuracy(tol=1e-2, max_iter=150, stuck=0.2)
+# Iterations of ADMM at the end; of several classes the bound rises later.
+_FINAL_ITER, _FINAL_ITER_SEVERAL = 2000, 3000
+_MANY_ENTRIES, _FINAL_ITER_MANY = 5e8, 400  # n d P from which these have to do at the end
 _RESIDUAL_ACCURACY, _RESIDUAL_STEPS = 1e-2, 500  # of the multipliers that price
-_POOR = 0.5  # objective of a first network, over a simple constant one's, that these may beat
-_PROVEN = 1e-6  # gap, as `WorkingSet.tol`, of a constant network with which solvers cannot help
-_WORTH = 0.25  # improvement, in units of the tolerance, for which another round is worth it
+_BEATABLE = 0.5  # objective of a first network, over a simple constant one's, that these may beat
+_CONSTANT_GAP = 1e-6  # as `WorkingSet.tol`, of a constant network with which solvers cannot help
 _TINY, _ROUNDING = np.finfo(float).tiny, 1e-9
 
 
@@ -137,278 +138,229 @@ class WorkingSet:
         """
         check_accepted(self, program)
         with threads_for(program.D.size * program.X.shape[1]):
-            run = _Run(self, program, start)
+            steps = _Steps(self, program)
+            state = steps.begin(program, start)
             try:
-                run.look_at_constant()
-                for _ in range(self.max_rounds):
-                    if not (run.solve() and run.extend()) or run.ended():
-                        break
-                run.close_gap()
+                state = steps.with_constant(state)
+                while (step := steps.after(state)) is not Step.STOP:
+                    state = steps.take(step, state)
             except KeyboardInterrupt:  # between two solves; inside, the solver answers it
-                run.interrupted = True
-            return run.finished()
+                state = replace(state, interrupted=True)
+            return steps.finish(state)
 
 
-class _Run:
-    """The working set and what is known about it."""
+class _Steps:
+    """The steps of one run: each takes a `State` and returns the next."""
 
-    def __init__(self, options: WorkingSet, program, start):
+    def __init__(self, options: WorkingSet, program: ConvexProgram):
         self.options, self.clock = options, time.perf_counter()
         self.time_limit = np.inf if options.time_limit is None else options.time_limit
         self.rng = np.random.default_rng(options.random_state)
-        zero = np.zeros(program.shape)
-        self.scale = program.solution(zero, zero).objective
-        self.n_rounds, self.n_iter = 0, 0
-        self.history: list[Progress] = []
-        self.nothing_new = self.interrupted = self.last_is_best = self.went_back = False
-        self.later = np.zeros((len(program.X), 0), dtype=np.int8)  # patterns that joined the first
-        self.program, self.start = self._first(program, start)
-        # The constant network to beat, and the same as long as it may be proven best.
-        self.constant: ConstantNetwork | None = None
-        self.to_prove: ConstantNetwork | None = None
-        self.found = self.start or program.solution(zero, zero)
-        self.solved = self.program if self.start else program  # what `found` is a point of
-        self.best = self.found, self.solved
+        self.criteria = Criteria(options.tol, Point.zero(program).solution.objective)
 
-    def _first(self, program, start):
-        """Return the first program and a point of it: from the start, or from a network."""
-        options, network = self.options, self.options.network
-        if start is not None and start.D is not None:
-            program, start = joined(replace(program, D=start.D), start, program.D)
-        if start is not None and start.V.shape == program.shape:
-            known = {"multipliers": start.multipliers, "state": start.state}
-            start = program.solution(start.V, start.W, **known)
-        else:
-            start = None
-        if network is None and start is None and options.width > 0:
-            some = some_rows(program, self.rng)
-            network = train_certified(some, width=options.width, random_state=self.rng)
-        if network is None:
-            return program, start
-        features = program.sets.center[:, : network.n_features]
-        V, W, D = network.to_convex(features, program.D)
-        program = replace(program, D=D)
-        return program, program.solution(V, W)
+    @property
+    def seconds(self) -> float:
+        """Wall time so far."""
+        return time.perf_counter() - self.clock
 
-    def look_at_constant(self):
+    def begin(self, program, start) -> State:
+        """Return the state at a start, or at a network."""
+        network, width = self.options.network, self.options.width
+        return State.at(first_point(program, start, network, width, self.rng))
+
+    def with_constant(self, state: State) -> State:
         """Find the best constant network, and make sure that the program has its pattern.
 
         Not if the first network is far better than a simple one: it is hardly worth the time.
         """
-        objective = self.scale if self.start is None else self.start.objective
-        if objective < _POOR * simple_constant(self.program):
-            return
-        constant = best_constant(self.program)
-        start = self.start or self.program.solution(*np.zeros((2, *self.program.shape)))
+        start, later = state.start, state.later
+        if start.solution.objective < _BEATABLE * simple_constant(start.program):
+            return state
+        constant = best_constant(start.program)
         if constant.outputs.any():
-            everywhere = np.ones((len(self.program.X), 1), dtype=np.int8)
-            self.program, start = joined(self.program, start, everywhere)
-            self.later = everywhere
-        self.start = start
-        point = self.program.solution(*constant.weights(self.program))
-        self.constant = self.to_prove = replace(constant, objective=point.objective)
+            later = np.ones((len(start.program.X), 1), dtype=np.int8)
+            start = start.joined(later)
+        point = start.program.solution(*constant.weights(start.program))
+        constant = replace(constant, objective=point.objective)
+        return replace(state, start=start, later=later, constant=constant, provable=constant)
 
-    @property
-    def seconds(self):
-        """Wall time so far."""
-        return time.perf_counter() - self.clock
+    def after(self, state: State) -> Step:
+        """Return what follows."""
+        return what_follows(state, self.criteria, self.options.max_rounds, self._ended(state))
 
-    def solve(self, tol=_ROUGH_TOL, max_iter=_ROUGH, stuck=_STUCK) -> bool:
-        """Solve the restricted program from ``start``; return whether there is time for another."""
-        before = self.best[0].objective
-        if not self._constant_is_best():
-            self._solve_by(self.options.solver or default_solver(self.program, tol, max_iter))
-            if self.options.solver is None and self.found.status == "iteration limit":
-                solver = dense_solver(self.program, tol) if self._open(self.found, stuck) else None
-                if solver is not None:
-                    self._solve_by(solver)
-        self.n_rounds += 1
-        point = self._or_constant(self._with_better_point(self.found))
-        self.last_is_best = self._merit(point) <= self._merit(self.best[0])
-        self.went_back = self._rank(self.found) > self._rank(self.best[0])
-        if self.last_is_best:
-            self.best = point, self.program
-        self.start = self.found  # goes on from here: its multipliers do not fit another point
-        self.interrupted = self.found.status == INTERRUPTED
-        improved = before - self.found.objective > _WORTH * self.options.tol * self.scale
-        unsettled = self._open(self.found) or self.n_rounds == 1
-        return not self.ended() and (improved or unsettled)
-
-    def _constant_is_best(self) -> bool:
-        """Tell whether the start is no better than a constant network, and that is proven best.
-
-        Take it then: solvers are slow to find it where perturbations are large.
-        """
-        constant = self.to_prove
-        if constant is None or self.start.objective < constant.objective * (1.0 - _ROUNDING):
-            return False
-        facts = {"solver": "best_constant", "status": "optimal"}
-        found = self.program.solution(*constant.weights(self.program), **facts)
-        found = _with_bound_of(constant, found, self.program, n_iter=_RESIDUAL_STEPS)
-        if self._open(found, min(_PROVEN, self.options.tol)):
-            self.to_prove = None if self._open(found) else constant
-            return False
-        self.found, self.solved = found, self.program
-        self.nothing_new = False  # until its own multipliers have been priced
-        return True
-
-    def ended(self) -> bool:
+    def _ended(self, state) -> bool:
         """Tell whether it was interrupted, or its time is over."""
-        return self.interrupted or self.seconds >= self.time_limit
+        return state.interrupted or self.seconds >= self.time_limit
 
-    def _solve_by(self, solver):
-        begun = self.seconds
+    def take(self, step: Step, state: State) -> State:
+        """Return the state after a step."""
+        if step is Step.EXTEND:
+            return self._extend(state)
+        if step is Step.SOLVE:
+            return self._solve(step, state, _ROUND)
+        if step is Step.CLOSE:
+            return self._solve(step, state, self._final_accuracy(state))
+        small = replace(state, start=state.small_start(), priced=None)  # those that left are not
+        return self._solve(step, small, state.last.accuracy)
+
+    def _final_accuracy(self, state) -> Accuracy:
+        """Return what reaches the tolerance asked for, over the patterns found."""
+        program, tol = state.start.program, self.options.tol
+        relative = tol * self.criteria.scale / max(state.best.solution.objective, _TINY)
+        max_iter = _FINAL_ITER if program.n_outputs == 1 else _FINAL_ITER_SEVERAL
+        if program.D.size * program.X.shape[1] >= _MANY_ENTRIES:
+            max_iter = _FINAL_ITER_MANY
+        return Accuracy(relative, max_iter, stuck=tol)
+
+    # ---------------------------------------------------------------- solving
+
+    def _solve(self, step, state, accuracy) -> State:
+        """Solve from the start, or take the constant network where that is proven best."""
+        state, found = self._proven_constant(state)
+        if found is None:
+            state, found = self._by_solvers(state, accuracy)
+        moved = self._or_constant(self._or_start(found, state.start), state.constant)
+        last = Round.compared(found, moved, state.best, accuracy, self.criteria)
+        return replace(
+            state,
+            step=step,
+            start=found,  # goes on from here: its multipliers do not fit another point
+            best=moved if last.is_best else state.best,
+            last=last,
+            n_rounds=state.n_rounds + 1,
+            interrupted=found.solution.status == Status.INTERRUPTED,
+        )
+
+    def _proven_constant(self, state) -> tuple[State, Point | None]:
+        """Return the constant network if the start is no better, and that is proven best.
+
+        Solvers are slow to find it where perturbations are large.
+        """
+        constant, start, criteria = state.provable, state.start, self.criteria
+        if constant is None or start.solution.objective < constant.objective * (1.0 - _ROUNDING):
+            return state, None
+        facts = {"solver": "best_constant", "status": Status.OPTIMAL}
+        solution = start.program.solution(*constant.weights(start.program), **facts)
+        found = Point(start.program, solution).bounded_by(constant, n_iter=_RESIDUAL_STEPS)
+        if not criteria.is_open(found.solution, min(_CONSTANT_GAP, self.options.tol)):
+            return replace(state, priced=None), found  # its own multipliers have not been priced
+        if criteria.is_open(found.solution):
+            state = replace(state, provable=None)
+        return state, None
+
+    def _by_solvers(self, state, accuracy) -> tuple[State, Point]:
+        """Solve the program of the start, by another solver where the first one is stuck."""
+        state, found = self._by(self._solver(state.start.program, accuracy), state)
+        other = self._other_solver(found, accuracy)
+        return (state, found) if other is None else self._by(other, state)
+
+    def _solver(self, program, accuracy) -> Solver:
+        """Return the solver of a program."""
+        return self.options.solver or default_solver(program, accuracy.tol, accuracy.max_iter)
+
+    def _other_solver(self, found, accuracy) -> Solver | None:
+        """Return what takes over from the default solver if that is stuck; None if nothing can."""
+        if self.options.solver is not None or found.solution.status != Status.ITERATION_LIMIT:
+            return None
+        stuck = self.criteria.is_open(found.solution, accuracy.stuck)
+        return dense_solver(found.program, accuracy.tol) if stuck else None
+
+    def _by(self, solver, state) -> tuple[State, Point]:
+        """Let a solver solve the program of the start, within the time left."""
+        begun, start = self.seconds, state.start
         if np.isfinite(self.time_limit) and hasattr(solver, "time_limit"):
             own = np.inf if solver.time_limit is None else solver.time_limit
             solver = copy(solver)  # that of the caller keeps its own limit
             solver.time_limit = max(min(own, self.time_limit - begun), 0.0)
         with warnings.catch_warnings():
-            # Only the last round has to converge; `finished` tells how it ended.
+            # Only the last round has to converge; `finish` tells how it ended.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            found = solver.solve(self.program, self.start)
-        self.found, self.solved = found, self.program  # together, whatever interrupts the solver
-        self.history += [
-            row._replace(n_iter=self.n_iter + row.n_iter, seconds=begun + row.seconds)
-            for row in self.found.history
-        ]
-        self.n_iter += self.found.n_iter
+            solution = solver.solve(start.program, start.solution)
+        found = Point(start.program, solution)
+        return replace(state, log=state.log.with_solve(begun, solution)), found
 
-    def _rank(self, solution):
-        """Points inside the cones come first: outside, an objective may be below the optimum."""
-        return solution.cone_violation > self.options.tol, solution.objective
+    def _or_start(self, found, start) -> Point:
+        """Return the point found, at the weights of the start if these are better."""
+        criteria = self.criteria
+        worse = criteria.rank(found.solution) > criteria.rank(start.solution)
+        return found.at(start.solution) if worse else found
 
-    def _merit(self, solution):
-        """Of equal points, as a round leaves that is cut off, one with a close bound is first."""
-        return *self._rank(solution), solution.gap if self._open(solution) else 0.0
-
-    def _with_better_point(self, found) -> Solution:
-        """Return the solution, at the weights of the start if these are better."""
-        start = self.start
-        if start is None or self._rank(found) <= self._rank(start):
-            return found
-        return _moved(found, start)
-
-    def extend(self) -> bool:
-        """Let unused patterns leave and the most violated ones join; return False without any."""
-        if self.found.multipliers is None:  # nothing that prices
-            return False
-        multipliers = best_cone_multipliers(
-            self.program, self.found.multipliers, n_iter=_RESIDUAL_STEPS, tol=_RESIDUAL_ACCURACY
-        )
-        solution = replace(self.found, multipliers=multipliers)
-        options = {"n_patterns": self.options.n_new, "random_state": self.rng}
-        new = price(self.program, multipliers, **options)
-        used = self._used(solution, self.program)
-        used |= self.went_back  # such a point does not tell which patterns matter
-        program, start = kept(self.program, solution, used)
-        self.program, self.start = joined(program, start, new)
-        self.later = np.hstack([self.later, new])
-        self.nothing_new = new.shape[1] == 0
-        return not self.nothing_new
-
-    def close_gap(self):
-        """Solve to the tolerance asked for, over the patterns found."""
-        closed = self.last_is_best and not self._open(self.best[0])
-        if self._open(self.found) and not closed and not self.ended():
-            tol = self.options.tol * self.scale / max(self.best[0].objective, _TINY)
-            entries = self.program.D.size * self.program.X.shape[1]
-            max_iter = _FINAL if self.program.n_outputs == 1 else _FINAL_SEVERAL
-            max_iter = max_iter if entries < _LARGE else _FINAL_LARGE
-            self.solve(tol, max_iter, stuck=self.options.tol)
-            lost = self._open(self.found) and self.went_back and not self.ended()
-            if lost and self._start_small():
-                self.solve(tol, max_iter, stuck=self.options.tol)
-
-    def _start_small(self) -> bool:
-        """Start again from the best point, with its patterns and those that joined the first.
-
-        Among all the others, which came with the first network, the solver was lost. Return False
-        if there are no others.
-        """
-        solution, program = self.best
-        if solution.multipliers is None:  # of the first network, which no solver has improved
-            return False
-        program, solution = kept(program, solution, self._used(solution, program))
-        program, solution = joined(program, solution, self.later)
-        if program.D.shape[1] >= self.program.D.shape[1]:
-            return False
-        self.program, self.start = program, solution
-        self.nothing_new = False  # those that left have not been priced
-        return True
-
-    def _used(self, solution, program):
-        """Tell which patterns have a neuron, one at least, and that of constant networks, (P,)."""
-        used = np.any(solution.V != 0.0, axis=(0, 1)) | np.any(solution.W != 0.0, axis=(0, 1))
-        used[0] |= not used.any()
-        if self.constant is not None and self.constant.outputs.any():
-            used |= np.all(program.D, axis=0)
-        return used
-
-    def finished(self) -> Solution:
-        """Return the best point; the last one if, about as good, only that has a close bound."""
-        solution, program = self.best
-        about_as_good = self.found.objective <= solution.objective + self.options.tol * self.scale
-        if self._open(solution) and not self._open(self.found) and about_as_good:
-            solution, program = self.found, self.solved
-        priced = solution
-        if self.to_prove is not None and self._open(solution) and not self.ended():
-            nearly = self.to_prove.objective - self.options.tol * self.scale
-            if solution.objective >= nearly:
-                try:
-                    solution = _with_bound_of(self.to_prove, solution, program)
-                except KeyboardInterrupt:
-                    self.interrupted = True
-        settled = self.nothing_new and self.last_is_best and solution is priced
-        solution = replace(
-            solution,
-            D=program.D,
-            lower_bound_scope=NOT_REFUTED if settled else "patterns",
-            solver=f"WorkingSet({self.found.solver})",
-            n_iter=self.n_iter,
-            seconds=self.seconds,
-            solver_seconds=self.seconds,
-            history=tuple(self.history),
-        )
-        if not self._open(solution):
-            return replace(solution, status="optimal")
-        if self.interrupted:
-            solution = replace(solution, status=INTERRUPTED)
-        elif self.seconds >= self.time_limit:
-            solution = replace(solution, status="time limit")
-        elif solution.status == "optimal":  # to the inner solver's tolerance, which is looser
-            solution = replace(solution, status="gap open")
-        warn_early(solution)
-        return solution
-
-    def _or_constant(self, solution) -> Solution:
-        """Return the solution, at the weights of the constant network if that is better.
+    def _or_constant(self, point, constant) -> Point:
+        """Return the point, at the weights of the constant network if that is better.
 
         If it is clearly better: of two points about as good, one that is constant says less.
         """
-        if self.constant is None:
-            return solution
-        clearly = self.constant.objective + _WORTH * self.options.tol * self.scale
-        if self._rank(solution) <= (False, clearly):
-            return solution
-        return _moved(solution, self.program.solution(*self.constant.weights(self.program)))
+        if constant is None:
+            return point
+        clearly = constant.objective + self.criteria.worth
+        if self.criteria.rank(point.solution) <= (False, clearly):
+            return point
+        return point.at(point.program.solution(*constant.weights(point.program)))
 
-    def _open(self, solution, tol=None) -> bool:
-        """Tell whether the gap is, or the point is outside the cones, where no gap says much."""
-        outside, _ = self._rank(solution)
-        tol = self.options.tol if tol is None else tol
-        return outside or not solution.gap <= tol * self.scale
+    # ---------------------------------------------------------------- between and after solves
 
+    def _extend(self, state) -> State:
+        """Let unused patterns leave and the most violated ones join."""
+        found = state.last.found
+        multipliers = best_cone_multipliers(
+            found.program,
+            found.solution.multipliers,
+            n_iter=_RESIDUAL_STEPS,
+            tol=_RESIDUAL_ACCURACY,
+        )
+        options = {"n_patterns": self.options.n_new, "random_state": self.rng}
+        new = price(found.program, multipliers, **options)
+        # A point worse than the best does not tell which patterns matter: all stay.
+        used = state.used(found) | state.last.went_back
+        start = found.priced_by(multipliers).kept(used).joined(new)
+        later = np.hstack([state.later, new])
+        return replace(state, step=Step.EXTEND, start=start, later=later, priced=new)
 
-def _with_bound_of(constant, solution, program, **options) -> Solution:
-    """Return the solution, with the bound of a constant network if that is better."""
-    multipliers = multipliers_from_margins(program, constant.margins, **options)
-    bound = program.lower_bound(multipliers)
-    if bound <= solution.lower_bound:
+    def finish(self, state: State) -> Solution:
+        """Return the best point, its bound that of the constant network where this closes a gap."""
+        point = known = self._returned(state)
+        try:
+            known = self._with_constant_bound(point, state)
+        except KeyboardInterrupt:
+            state = replace(state, interrupted=True)
+        settled = state.exhausted and state.last.is_best and known is point
+        solution = replace(
+            known.solution,
+            D=known.program.D,
+            lower_bound_scope=Scope.NOT_REFUTED if settled else Scope.PATTERNS,
+            solver=f"WorkingSet({state.found.solution.solver})",
+            n_iter=state.log.n_iter,
+            seconds=self.seconds,
+            solver_seconds=self.seconds,
+            history=state.log.history,
+        )
+        if not self.criteria.is_open(solution):
+            return replace(solution, status=Status.OPTIMAL)
+        solution = replace(solution, status=self._open_status(solution, state))
+        warn_early(solution)
         return solution
-    return replace(solution, multipliers=multipliers, lower_bound=bound)
 
+    def _returned(self, state) -> Point:
+        """Return the best point; the last one if, about as good, only that has a close bound."""
+        criteria, best, last = self.criteria, state.best, state.found
+        nearly = best.solution.objective + self.options.tol * criteria.scale
+        closes = criteria.is_open(best.solution) and not criteria.is_open(last.solution)
+        return last if closes and last.solution.objective <= nearly else best
 
-def _moved(solution, point) -> Solution:
-    """Return a solution at the weights of another point of the same program."""
-    names = ("V", "W", "objective", "cone_violation")
-    return replace(solution, **{name: getattr(point, name) for name in names})
+    def _with_constant_bound(self, point, state) -> Point:
+        """Return the point, with the bound of the constant network if it may be as good as that."""
+        constant, criteria = state.provable, self.criteria
+        if constant is None or not criteria.is_open(point.solution) or self._ended(state):
+            return point
+        nearly = constant.objective - self.options.tol * criteria.scale
+        return point.bounded_by(constant) if point.solution.objective >= nearly else point
+
+    def _open_status(self, solution, state) -> Status:
+        """Return why the gap is open."""
+        if state.interrupted:
+            return Status.INTERRUPTED
+        if self.seconds >= self.time_limit:
+            return Status.TIME_LIMIT
+        if solution.status == Status.OPTIMAL:  # to the inner solver's tolerance, which is looser
+            return Status.GAP_OPEN
+        return solution.status
