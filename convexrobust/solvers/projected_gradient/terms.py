@@ -49,9 +49,8 @@ class Chunk:
             for c in range(program.n_outputs):
                 if harmful[:, c].any() or program.formulation == "hard":
                     hurt[sign, c] = torch_backend.constant(harmful[:, c], like)
-        weights = sets.weights if len(sets.weights) == 1 else sets.weights[rows]
         there = like.to(home)
-        data = sets.center[rows], sets.radius * weights, program.weight[rows]
+        data = sets.center[rows], sets.rows(rows).reach, program.weight[rows]
         X, reach, weight = (torch.tensor(array).to(there) for array in data)
         # Patterns that visit the device are sent as bytes.
         dtype = like.dtype if home == like.device else torch.int8
@@ -79,12 +78,12 @@ class Terms:
     def __init__(self, program: ConvexProgram, like: torch.Tensor):
         self.program, self.like = program, like
         self.n, self.p = len(program.X), program.sets.p
-        self.robust = program.sets.radius > 0.0
+        self.robust = not program.sets.unperturbed
         self.soft = program.formulation == "soft"
         self.logistic = program.loss.kind == LossKind.LOGISTIC
         self.slope_of = program.margin_map.slope_of
-        reach = program.sets.radius * program.sets.weights
-        self.shared_shape = len(reach) == 1
+        reach = program.sets.reach
+        self.shared_shape = program.sets.one_shape
         # Where the sets are boxes of their own the support is a sum over absolute weights.
         columns = reach.T if self.shared_shape else np.ones((reach.shape[1], 1))
         self.reach = torch_backend.constant(columns, like)
@@ -215,19 +214,11 @@ class Terms:
 
 
 def _in_unit_ball(Z, p):
-    """Project the rows (last axis) on the unit ball of the p-norm.
-
-    Closed forms of this radius; `project_rows`, for radii of any kind, iterates and is slower.
-    """
+    """Project the rows (last axis) on the unit ball of the p-norm."""
     if p == np.inf:
         return Z.clamp(-1.0, 1.0)
-    if p == 2:
-        return Z / torch.linalg.vector_norm(Z, dim=-1, keepdim=True).clamp(min=1.0)
-    sizes = Z.abs()
-    ordered = sizes.sort(dim=-1, descending=True).values
-    count = torch.arange(1, Z.shape[-1] + 1, device=Z.device)
-    level = ((ordered.cumsum(-1) - 1.0) / count).amax(-1, keepdim=True)
-    return Z.sign() * (sizes - level.clamp(min=0.0)).clamp(min=0.0)
+    rows, unit = Z.reshape(-1, Z.shape[-1]), Z.new_ones((1, 1))
+    return project_rows(torch_backend, rows, unit, p).view(Z.shape)
 
 
 def _proximal_shares(H, curvature, largest):
