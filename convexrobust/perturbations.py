@@ -48,7 +48,7 @@ class LpBall:
     bounds: tuple | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "p", norm_of(self.p))
+        object.__setattr__(self, "p", exponent_of(self.p))
         epsilon = np.asarray(self.epsilon, dtype=np.float64)
         if epsilon.ndim > 1 or not np.all(np.isfinite(epsilon)) or np.any(epsilon < 0.0):
             raise ValueError(
@@ -213,7 +213,7 @@ class Neighbourhoods:
     p: float
 
     def __post_init__(self):
-        object.__setattr__(self, "p", norm_of(self.p))
+        object.__setattr__(self, "p", exponent_of(self.p))
 
     @property
     def unperturbed(self) -> bool:
@@ -280,9 +280,7 @@ class Neighbourhoods:
             amount = B.sum(axis=0)[:, None]
             return G - project_rows(numpy_backend, G.T, self.reach, self.p, amount).T
         if self.p != np.inf:
-            raise ValueError(
-                f"sums of sets need one shape for all rows, or norm inf, not {self.p}."
-            )
+            raise ValueError(f"sets of many shapes add up for norm inf only, not {self.p}.")
         return G - project_rows(numpy_backend, G.T, (self.reach.T @ B).T, self.p).T
 
     def distance(self, G, B, rows) -> np.ndarray:
@@ -295,7 +293,7 @@ class Neighbourhoods:
         return np.linalg.norm(self.rows(rows).remainder(G, B), axis=0)
 
 
-def norm_of(p):
+def exponent_of(p):
     """Return the exponent of a norm, 1, 2 or inf, given as a number or as a name such as "l2".
 
     Raises
@@ -328,7 +326,8 @@ def project_rows(xp, A, reach, p, scale=None):
         The points.
     reach : array of shape (1, d) or (n, d), or (1, 1) or (n, 1)
         The radii r >= 0, in the last two shapes the same for all features. Where they are 0, or
-        nothing beside the largest of the row, the result is 0.
+        nothing beside the largest of the row, the result is 0; for balls of p = 2 also where they
+        are too small to be squared.
     p : {1, 2, inf}
         The norm.
     scale : array of shape (n, 1), optional
@@ -360,6 +359,8 @@ def project_rows(xp, A, reach, p, scale=None):
 def _into_ball(xp, A, size, p):
     """Project rows on the balls of radius ``size`` (1 or n, 1), p = 1 or 2."""
     if p == 2:
+        squarable = size >= np.sqrt(xp.limits(A).tiny)
+        size = xp.where(squarable, size, 0.0)
         return A * _shrinkage(xp, xp.norm(A, 2, axis=1)[:, None], size)
     absolute = xp.abs(A)
     if A.shape[1] <= _SORTED:
