@@ -71,7 +71,7 @@ def _add_problem(train):
     group.add_argument("--rows", type=int, help="train on no more rows than these")
     group.add_argument("--test-rows", type=int, default=1000, help="measure on no more than these")
     group.add_argument("--epsilon", type=float, default=0.1, help="radius in units of the data")
-    group.add_argument("--norm", choices=("1", "2", "inf"), default="inf", help="of perturbations")
+    group.add_argument("--norm", default="inf", help="of perturbations: 1, 2 or inf")
 
 
 def _add_model(train):
@@ -127,7 +127,7 @@ def _train_and_measure(options):
     from convexrobust.evaluation import evaluate_robustness
 
     task = _task(options)
-    ball = LpBall(float(options.norm), options.epsilon, task.bounds)
+    ball = LpBall(options.norm, options.epsilon, task.bounds)
     torch.manual_seed(options.seed)
     model = create_network(options.network, task.X.shape[1:], task.n_outputs, width=options.width)
     method = create_method(

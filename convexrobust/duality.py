@@ -95,7 +95,7 @@ def repaired(program: ConvexProgram, multipliers: Multipliers) -> Multipliers:
     slopes = {}
     for e, P in multipliers.slopes.items():
         share = a[:, np.equal(program.margin_map.slope_of, e)].sum(axis=1)
-        reach = sets.radius * share[:, None] * sets.weights
+        reach = share[:, None] * sets.reach
         slopes[e] = _scaled_into(_finite(P), reach, sets.p)
     cones = []
     for sign, given, rows in (

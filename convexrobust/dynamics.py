@@ -177,7 +177,7 @@ def next_perturbations(
         subgradient = LpBall(dual, 1.0).steepest(xp, u)
         return u + length * (gradient - v[:, None] * subgradient), raised
     ahead = u + length * gradient
-    reach = (length * xp.pos(2.0 * raised - v))[:, None] + 0.0 * ahead
+    reach = (length * xp.pos(2.0 * raised - v))[:, None]
     return ahead - project_rows(xp, ahead, reach, dual), raised
 
 

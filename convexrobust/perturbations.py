@@ -8,13 +8,17 @@ need its support function only (`LpBall.around` and `Neighbourhoods`); attacks n
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Real
 
 import numpy as np
 
 from convexrobust.backends import numpy as numpy_backend
 
 DUAL_NORM = {1: np.inf, 2: 2, np.inf: 1}
+_NAMES = {"1": 1, "2": 2, "inf": np.inf, "l1": 1, "l2": 2, "linf": np.inf}
 _NEWTON_STEPS = 100  # at most; two to ten are usual
+_SORTED = 64  # features up to which sorting a row is as fast as Newton's method, on one CPU thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +27,8 @@ class LpBall:
 
     Parameters
     ----------
-    p : {1, 2, inf}
-        The norm.
+    p : {1, 2, inf} or {"l1", "l2", "linf", "1", "2", "inf"}
+        The norm. The attribute is the number.
     epsilon : float or array of shape (d,)
         Radius in input units, one for all features or one per feature (an axis-aligned ellipsoid,
         box or cross-polytope). A feature of radius 0 is immutable.
@@ -44,8 +48,7 @@ class LpBall:
     bounds: tuple | None = None
 
     def __post_init__(self):
-        if self.p not in DUAL_NORM:
-            raise ValueError(f"norm must be 1, 2 or numpy.inf, got {self.p!r}.")
+        object.__setattr__(self, "p", exponent_of(self.p))
         epsilon = np.asarray(self.epsilon, dtype=np.float64)
         if epsilon.ndim > 1 or not np.all(np.isfinite(epsilon)) or np.any(epsilon < 0.0):
             raise ValueError(
@@ -61,9 +64,14 @@ class LpBall:
         """The largest radius of any feature."""
         return float(np.max(self.epsilon))
 
+    @property
+    def unperturbed(self) -> bool:
+        """Whether no feature has a radius above 0."""
+        return self.radius == 0.0
+
     def scaled_to(self, radius) -> LpBall:
         """Return the ball of the same shape with this largest radius."""
-        if np.ndim(self.epsilon) == 0 or self.radius == 0.0:
+        if np.ndim(self.epsilon) == 0 or self.unperturbed:
             return LpBall(self.p, radius, self.bounds)
         return LpBall(self.p, self.epsilon * (radius / self.radius), self.bounds)
 
@@ -109,7 +117,7 @@ class LpBall:
         epsilon = self.epsilons(n_features)
         if radius is not None:
             epsilon = np.multiply.outer(radius, epsilon)
-        if self.p == np.inf and self.bounds is not None and self.radius > 0.0:
+        if self.p == np.inf and self.bounds is not None and not self.unperturbed:
             lo, hi = self.feature_range(n_features)
             low, high = np.maximum(features - epsilon, lo), np.minimum(features + epsilon, hi)
             center, weights, radius = (low + high) / 2.0, np.maximum(high - low, 0.0) / 2.0, 1.0
@@ -190,13 +198,37 @@ class Neighbourhoods:
     radius : float
         The common scale.
     p : {1, 2, inf}
-        The norm.
+        The norm, given as that of an `LpBall` may be.
+
+    Notes
+    -----
+    The sets of a program have one shape or are boxes, and solvers rely on it. Shapes of rows in
+    the other norms, as `LpBall.around` makes of a radius for every row, are for the supports of
+    certificates: these need NumPy for pairs, and sums of such sets are refused.
     """
 
     center: np.ndarray
     weights: np.ndarray
     radius: float
     p: float
+
+    def __post_init__(self):
+        object.__setattr__(self, "p", exponent_of(self.p))
+
+    @property
+    def unperturbed(self) -> bool:
+        """Whether the sets are the centres alone because the radius is 0."""
+        return self.radius == 0.0
+
+    @property
+    def one_shape(self) -> bool:
+        """Whether one shape is shared by all rows; otherwise each has its own."""
+        return len(self.weights) == 1
+
+    @cached_property
+    def reach(self) -> np.ndarray:
+        """The radius of each feature, shape (1, d) or (n, d)."""
+        return self.radius * self.weights
 
     def support(self, xp, Q, radius=None):
         r"""Return :math:`\max \delta' q_k` over the k-th set, for rows q_k of Q (n, d); (n,)."""
@@ -205,8 +237,8 @@ class Neighbourhoods:
         return (self.radius if radius is None else radius) * norms
 
     def rows(self, index) -> Neighbourhoods:
-        """Return the sets of some rows."""
-        weights = self.weights if len(self.weights) == 1 else self.weights[index]
+        """Return the sets of some rows, in the order of the rows."""
+        weights = self.weights if self.one_shape else self.weights[index]
         return replace(self, center=self.center[index], weights=weights)
 
     def lowest(self, Q) -> np.ndarray:
@@ -219,7 +251,7 @@ class Neighbourhoods:
         Shape (len(rows), P).
         """
         radius = self.radius if radius is None else radius
-        if len(self.weights) != 1:
+        if not self.one_shape:
             return radius * self._pairs_of_shapes(xp, U, self.weights[rows])
         weights = xp.constant(np.repeat(self.weights.T, U.shape[1], axis=1), U)
         norms = xp.norm(xp.multiply(weights, U), DUAL_NORM[self.p], axis=0)
@@ -231,69 +263,193 @@ class Neighbourhoods:
         q = DUAL_NORM[self.p]  # in these norms shapes of rows are for NumPy only
         return np.array([np.linalg.norm(w[:, None] * U, q, axis=0) for w in weights])
 
+    def remainder(self, G, B) -> np.ndarray:
+        r"""Return the shortest :math:`g_i - \sum_k b_{ki} \rho_k` over points of the sets about 0.
+
+        G is (d, P), B >= 0 is (n, P); shape (d, P). The weighted sums of the sets are sets of the
+        same kind, as all are of one shape, or boxes; what is left is outside the projection on one.
+
+        Raises
+        ------
+        ValueError
+            For shapes of rows in another norm than l-inf, whose sums are no such sets.
+        """
+        if self.unperturbed:
+            return G
+        if self.one_shape:
+            amount = B.sum(axis=0)[:, None]
+            return G - project_rows(numpy_backend, G.T, self.reach, self.p, amount).T
+        if self.p != np.inf:
+            raise ValueError(f"sets of many shapes add up for norm inf only, not {self.p}.")
+        return G - project_rows(numpy_backend, G.T, (self.reach.T @ B).T, self.p).T
+
     def distance(self, G, B, rows) -> np.ndarray:
         r"""Return :math:`\min_{\rho_k} \|g_i + \sum_k b_{ki} \rho_k\|_2` over points of the sets.
 
         G is (d, P), B >= 0 is (len(rows), P); shape (P,). It is what is left of a dual residual
-        when the multipliers B of cone rows may choose the worst perturbation (math: the minimum is
-        the distance of -g_i to the weighted sum of the sets, which are all of one shape, or boxes).
+        when the multipliers B of cone rows may choose the worst perturbation: the sets have -rho
+        with rho, so that it is the length of `remainder`.
         """
-        if len(self.weights) != 1:
-            reach = self.radius * (self.weights[rows].T @ B)
-        else:
-            reach = self.radius * self.weights.T * B.sum(axis=0)
-        return np.linalg.norm(G.T - project_rows(numpy_backend, G.T, reach.T, self.p), axis=1)
+        return np.linalg.norm(self.rows(rows).remainder(G, B), axis=0)
 
 
-def project_rows(xp, A, reach, p):
-    r"""Project each row a of A (n, d) on :math:`\{\delta : \|\delta / \text{reach}\|_p \le 1\}`.
+def exponent_of(p):
+    """Return the exponent of a norm, 1, 2 or inf, given as a number or as a name such as "l2".
 
-    ``reach`` is (1, d) or (n, d), at least 0; where it is 0, or too small to be squared, the
-    result is 0.
+    Raises
+    ------
+    ValueError
+        For anything else, with the legal values.
+    """
+    if isinstance(p, str):
+        number = _NAMES.get(p.strip().lower())
+    elif isinstance(p, Real) and not isinstance(p, bool):
+        number = next((known for known in DUAL_NORM if p == known), None)
+    else:
+        number = None
+    if number is None:
+        raise ValueError(
+            f'norm must be 1, 2 or numpy.inf, or a name: "l1", "l2", "linf", "1", "2", "inf"; '
+            f"got {p!r}."
+        )
+    return number
+
+
+def project_rows(xp, A, reach, p, scale=None):
+    r"""Project each row a of A (n, d) on :math:`\{\delta : \|\delta / (s\, r)\|_p \le 1\}`.
+
+    Parameters
+    ----------
+    xp : module
+        The backend of the arrays, numpy or torch.
+    A : array of shape (n, d)
+        The points.
+    reach : array of shape (1, d) or (n, d), or (1, 1) or (n, 1)
+        The radii r >= 0, in the last two shapes the same for all features. Where they are 0, or
+        nothing beside the largest of the row, the result is 0; for balls of p = 2 also where they
+        are too small to be squared.
+    p : {1, 2, inf}
+        The norm.
+    scale : array of shape (n, 1), optional
+        A factor s >= 0 of the radii of each row. Where rows differ in nothing else, this is faster
+        than a reach for each.
+
+    Returns
+    -------
+    array of shape (n, d)
+        The nearest points. Their norms exceed 1 by rounding errors at most.
     """
     if p == np.inf:
+        reach = reach if scale is None else scale * reach
         return xp.minimum(xp.maximum(A, -reach), reach)
-    moves = reach**2 >= _limits(A).tiny
-    safe = xp.where(moves, reach, 1.0 + 0.0 * reach)
-    inside = xp.where(moves, A, 0.0 * A)
-    return _shrunk_into(xp, inside, safe, p)
+    if reach.shape[1] == 1:  # known without a look at the values, for which a GPU would wait
+        return _into_ball(xp, A, reach if scale is None else scale * reach, p)
+    largest = xp.row_max(reach)[:, None]
+    size = largest if scale is None else scale * largest
+    axes = reach / xp.where(largest > 0.0, largest, 1.0)
+    moves = axes >= np.sqrt(A.shape[1] * xp.limits(A).tiny)  # sums of 1 / axes^2 are finite
+    if not bool(moves.all()):
+        A, axes = xp.where(moves, A, 0.0), xp.where(moves, axes, 1.0)
+    if bool((axes == 1.0).all()):
+        return _into_ball(xp, A, size, p)
+    into = _into_ellipsoid if p == 2 else _into_cross_polytope
+    return into(xp, A, axes, size)
 
 
-def _shrunk_into(xp, A, reach, p):
-    r"""Project rows on an ellipsoid (p=2) or a weighted cross-polytope (p=1): find the multiplier.
+def _into_ball(xp, A, size, p):
+    """Project rows on the balls of radius ``size`` (1 or n, 1), p = 1 or 2."""
+    if p == 2:
+        squarable = size >= np.sqrt(xp.limits(A).tiny)
+        size = xp.where(squarable, size, 0.0)
+        return A * _shrinkage(xp, xp.norm(A, 2, axis=1)[:, None], size)
+    absolute = xp.abs(A)
+    if A.shape[1] <= _SORTED:
+        left = xp.pos(absolute - _level(xp, absolute, size))
+        length = xp.row_sum(left)[:, None]
+    else:
+        left, length = _above_level(xp, absolute, size)
+    return xp.sign(A) * left * _shrinkage(xp, length, size)
 
-    Both projections shrink a row by a multiplier t >= 0 until its scaled norm N(t) is 1. Newton's
-    method on N for p=1, on 1/N for p=2, rises to the root from a t at which each entry alone is
-    inside: N is convex and piecewise linear for p=1 (Michelot's algorithm), 1/N concave for p=2
-    and linear for equal radii. A last rescaling makes the result feasible exactly.
+
+def _level(xp, A, size):
+    """Return t (n, 1) with sum (a_j - t)_+ = size for rows a >= 0, or 0 if that is negative.
+
+    It is the largest that any number of the largest entries alone would give.
     """
-    t = xp.pos(xp.row_max(xp.abs(A) * reach - reach**2))[:, None]
+    count = xp.constant(np.arange(1.0, A.shape[1] + 1.0), A)
+    levels = (xp.falling(A).cumsum(1) - size) / count
+    return xp.pos(xp.row_max(levels))[:, None]
+
+
+def _into_cross_polytope(xp, A, axes, size):
+    r"""Project rows on :math:`\sum_j |z_j| / r_j \le s`; r (1 or n, d) is ``axes``.
+
+    The result is :math:`\pm (|a_j| - t / r_j)_+`.
+    """
+    squares = xp.square(axes)
+    left, length = _above_level(xp, xp.abs(A) * axes, size, squares)
+    return xp.sign(A) * left * (_shrinkage(xp, length, size) / axes)
+
+
+def _above_level(xp, A, size, squares=1.0):
+    r"""Return :math:`(a_j - t)_+` for rows a >= 0, with :math:`\sum_j (a_j - t)_+ / r_j^2 \le s`.
+
+    Also return these sums (n, 1). Newton's method finds t from below, where the sum is convex and
+    piecewise linear, in finitely many steps (Michelot's algorithm). It starts where each entry
+    alone is low enough, and all together would be, could they become negative.
+    """
+    worth = 1.0 / squares
+    t = xp.row_max(A - size * squares)[:, None]
+
+    def total(B):
+        return xp.row_sum(B if isinstance(squares, float) else B * worth)[:, None]
+
+    t = xp.pos(xp.maximum(t, (total(A) - size) / total(1.0 + 0.0 * A)))
+    enough = size * (1.0 + _rounding(xp, A))
     for _ in range(_NEWTON_STEPS):
-        if p == 2:
-            Z = A * reach**2 / (reach**2 + t)
-            slope = xp.row_sum(xp.square(Z / reach) / (reach**2 + t))[:, None]
-        else:
-            Z = xp.sign(A) * xp.pos(xp.abs(A) - t / reach)
-            slope = xp.row_sum(xp.where(Z != 0.0, 1.0 / reach**2, 0.0 * reach))[:, None]
-        norm = xp.norm(Z / reach, p, axis=1)[:, None]
-        if bool((norm <= 1.0 + _rounding(A)).all()):
+        left = xp.pos(A - t)
+        length = total(left)
+        if bool((length <= enough).all()):
             break
-        growth = xp.square(norm) if p == 2 else 1.0
-        step = xp.pos(norm - 1.0) * growth / xp.where(slope > 0.0, slope, 1.0 + slope)
+        slope = total(0.0 * left + (left > 0.0))
+        before, t = t, t + xp.pos(length - size) / xp.where(slope > 0.0, slope, 1.0)
+        if bool((t == before).all()):  # rounding of t can keep the sum above s for ever
+            break
+    return left, length
+
+
+def _into_ellipsoid(xp, A, axes, size):
+    r"""Project rows on :math:`\|z / r\|_2 \le s`, where r (1 or n, d) is ``axes``.
+
+    The result is :math:`a_j r_j^2 / (r_j^2 + t)`. Newton's method finds t on the inverse of the
+    norm, which is concave, from below, where each entry alone is inside.
+    """
+    scaled = A * axes / xp.where(size > 0.0, size, 1.0)
+    squares = xp.square(axes) + 0.0 * scaled  # laid out in memory as A is: mixed, sums are slow
+    t = xp.pos(xp.row_max(xp.abs(scaled) - squares))[:, None]
+    for _ in range(_NEWTON_STEPS):
+        shifted = squares + t
+        Z = scaled / shifted
+        energy = xp.square(Z)
+        length = xp.row_sum(energy)[:, None] ** 0.5
+        if bool((length <= 1.0 + _rounding(xp, A)).all()):
+            break
+        slope = xp.row_sum(energy / shifted)[:, None]
+        step = xp.pos(length - 1.0) * xp.square(length) / xp.where(slope > 0.0, slope, 1.0)
         before, t = t, t + step
-        if bool((t == before).all()):  # rounding of t can keep the norm above 1 for ever
+        if bool((t == before).all()):
             break
-    return Z / xp.maximum(norm, 1.0)
+    return Z * axes * (size / xp.maximum(length, 1.0))
 
 
-def _rounding(A):
+def _shrinkage(xp, length, size):
+    """Return the factors (n, 1) that make lengths at most ``size``: 1 where they are, or 0."""
+    return size / xp.maximum(length, xp.where(size > 0.0, size, 1.0))
+
+
+def _rounding(xp, A):
     """Return the relative rounding error to expect in the norm of a row of A."""
-    return 4.0 * _limits(A).eps * np.sqrt(A.shape[1])
-
-
-def _limits(A):
-    """Return the limits of the floating-point type of A, of NumPy or torch."""
-    return np.finfo(str(A.dtype).removeprefix("torch."))
+    return 4.0 * xp.limits(A).eps * np.sqrt(A.shape[1])
 
 
 def _check_length(subject, value, n_features):

@@ -310,7 +310,7 @@ class ConvexProgram:
         sizes are those of all weights times the largest point of each set.
         """
         weights = np.abs(V).sum(axis=(0, 2)) + np.abs(W).sum(axis=(0, 2))
-        largest = np.abs(self.sets.center) + self.sets.radius * self.sets.weights
+        largest = np.abs(self.sets.center) + self.sets.reach
         size = largest @ weights + np.abs(self.margin_map.offsets).max(axis=1, initial=0.0)
         n_terms = sum(self.shape) + 8
         rounding = 2.0 * n_terms * np.finfo(float).eps * size

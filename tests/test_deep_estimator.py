@@ -476,6 +476,7 @@ class TestBadInput:
             ({"epsilon": -0.1}, "epsilon must be"),
             ({"epsilon": np.ones(3)}, "epsilon has 3 entries but the data has 8 features"),
             ({"norm": 3}, "norm must be 1, 2 or"),
+            ({"norm": "l3"}, "norm must be 1, 2 or.*got 'l3'"),
             ({"beta": -1.0}, "beta must be"),
             ({"beta": np.nan}, "beta must be"),
             ({"method": "magic"}, "method must be one of"),

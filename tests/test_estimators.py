@@ -335,6 +335,18 @@ class TestEcosystem:
         assert clone(model.fit(X, y)).fit(X, y).solution_.solver == "SCS"
 
 
+@pytest.mark.parametrize(("name", "norm"), [("l2", 2), ("inf", np.inf)])
+def test_a_norm_may_be_a_name(cancer, name, norm):
+    X, y, *_ = cancer
+    named, plain = (
+        ConvexRobustClassifier(0.05, p, n_patterns=3, random_state=0).fit(X, y)
+        for p in (name, norm)
+    )
+    assert named.get_params()["norm"] == clone(named).norm == name
+    assert named.solution_.objective == plain.solution_.objective
+    assert named.robust_score(X, y) == plain.robust_score(X, y)
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("parameters", "message"),
@@ -342,6 +354,8 @@ class TestBadInput:
             ({"epsilon": -0.1}, "epsilon must be"),
             ({"epsilon": np.ones(3)}, "epsilon has 3 entries but the data has 8 features"),
             ({"norm": 3}, "norm must be 1, 2 or"),
+            ({"norm": "l3"}, "norm must be 1, 2 or.*got 'l3'"),
+            ({"norm": None}, "norm must be 1, 2 or.*got None"),
             ({"beta": -1.0}, "beta must be"),
             ({"beta": np.nan}, "beta must be"),
             ({"formulation": "medium"}, "formulation must be one of"),

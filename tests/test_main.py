@@ -48,7 +48,7 @@ class TestTrain:
 
     def test_method_options_images_and_log(self, tmp_path, capsys):
         log = tmp_path / "log.csv"
-        options = "--data digits --classes 3 5 --network cnn --augment --norm 2 --method trades"
+        options = "--data digits --classes 3 5 --network cnn --augment --norm l2 --method trades"
         options += " --option weight=2.5 --option mode=train --log"
         main([*QUICK, *options.split(), str(log)])
         row = capsys.readouterr().out.splitlines()[-1]
@@ -90,6 +90,7 @@ class TestTrain:
             (["--data", "digits", "--size", "4"], "size is for"),
             (["--method", "magic"], "method must be one of"),
             (["--method", "ibp", "--norm", "2"], "norm must be inf"),
+            (["--norm", "3"], "norm must be 1, 2 or numpy.inf, or a name: .*; got '3'"),
             (["--option", "weight"], "--option must be NAME=VALUE"),
             (["--option", "weight=3"], "has no option"),
             (["--network", "transformer"], "network must be one of"),

@@ -4,11 +4,10 @@ import torch
 
 from convexrobust.backends import numpy as xp
 from convexrobust.backends import torch as torch_backend
-from convexrobust.perturbations import DUAL_NORM, LpBall, project_rows
+from convexrobust.perturbations import DUAL_NORM, LpBall, Neighbourhoods, exponent_of, project_rows
 
 EPSILONS = [0.3, np.array([0.1, 0.0, 0.5, 0.3])]
 NORMS = [1, 2, np.inf]
-norm = xp.norm
 
 
 def random_points(n=40, d=4, seed=0):
@@ -109,10 +108,126 @@ def test_projection_on_sets_of_any_size(p, reach):
 
 def test_projection_on_a_small_cross_polytope_stops_where_rounding_does(monkeypatch):
     """The reach is near the rounding of A, so that the norm cannot come close to 1."""
-    norms = []
-    monkeypatch.setattr(xp, "norm", lambda *args, **kw: norms.append(0) or norm(*args, **kw))
-    project_rows(xp, random_points(), np.full((1, 4), 1e-14), 1)
-    assert len(norms) < 20
+    sums, row_sum = [], xp.row_sum
+    monkeypatch.setattr(xp, "row_sum", lambda A: sums.append(0) or row_sum(A))
+    project_rows(xp, random_points(), 1e-14 * np.array([[1.0, 0.5, 2.0, 0.3]]), 1)
+    assert len(sums) < 40
+
+
+BACKENDS = pytest.mark.parametrize("tensor", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
+
+
+def backend_of(A):
+    return torch_backend if torch.is_tensor(A) else xp
+
+
+@BACKENDS
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("d", [5, 100])  # sorted, and by Newton's method
+@pytest.mark.parametrize("equal", [True, False])
+@pytest.mark.parametrize("size", [1e-290, 1e-160, 1e-20, 1.0, 1e20, 1e160])
+def test_projection_meets_its_optimality_conditions(tensor, p, d, equal, size):
+    """It is the nearest point: no point of the set is further along what is left over."""
+    rng = np.random.default_rng(0)
+    axes = np.ones((1, d)) if equal else rng.uniform(0.1, 1.0, (1, d))
+    axes[0, -1] = 0.0  # as the intercept
+    scale = size * rng.uniform(0.5, 2.0, (30, 1))
+    A = min(size, 1.0) * rng.normal(size=(30, d)) * np.logspace(-2, 2, 30)[:, None]
+    A, reach, factor = tensor(A), tensor(axes), tensor(scale)
+    Z = np.asarray(project_rows(backend_of(A), A, reach, p, factor)) / scale
+    A = np.asarray(A) / scale
+    assert np.all(Z[:, -1] == 0.0)
+    assert np.all(LpBall(p, axes[0]).length(Z) <= 1.0 + 1e-14)
+    if p == 2 and equal and size < 1e-150:  # radii that cannot be squared
+        np.testing.assert_array_equal(Z, 0.0)
+        return
+    left = A[:, :-1] - Z[:, :-1]
+    furthest = np.linalg.norm(axes[:, :-1] * left, DUAL_NORM[p], axis=1)
+    inner = np.sum(left * Z[:, :-1], axis=1)
+    assert np.all(furthest - inner <= 1e-12 * np.linalg.norm(A, axis=1))
+
+
+@BACKENDS
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("d", [4, 80])
+def test_ways_to_give_radii_agree(tensor, p, d):
+    A, rng = tensor(random_points(20, d)), np.random.default_rng(1)
+    backend, scale = backend_of(A), rng.uniform(0.1, 2.0, (20, 1))
+    scale[3], A[4] = 0.0, 0.0
+    axes = np.linspace(0.2, 1.0, d)[None]
+    factored = project_rows(backend, A, tensor(axes), p, tensor(scale))
+    full = project_rows(backend, A, tensor(scale * axes), p)
+    np.testing.assert_allclose(factored, full, atol=1e-14)
+    column = project_rows(backend, A, tensor(scale), p)
+    full = project_rows(backend, A, tensor(scale * np.ones((1, d))), p)
+    np.testing.assert_allclose(column, full, atol=1e-14)
+    for projected in (factored, column):
+        assert not np.asarray(projected)[3:5].any()
+
+
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 70)])
+def test_projection_in_low_precision_is_feasible(p, dtype, shape):
+    reach = torch.linspace(1.0, 2.0, shape[1])[None].to(dtype)
+    A = torch.as_tensor(random_points(50, 70)).to(dtype)
+    projected = project_rows(torch_backend, A, reach, p)
+    assert projected.dtype == dtype
+    length = torch.linalg.vector_norm(projected.double() / reach.double(), ord=p, dim=1)
+    assert float(length.max()) <= 1.0 + 4.0 * torch.finfo(dtype).eps
+    assert float(length.min()) >= 1.0 - 10.0 * torch.finfo(dtype).eps
+
+
+def test_what_is_left_of_sums_of_shapes_is_refused_but_for_boxes():
+    sets = Neighbourhoods(random_points(3, 2), np.arange(1.0, 7.0).reshape(3, 2), 0.1, "l2")
+    assert sets.p == 2
+    assert not sets.one_shape
+    with pytest.raises(ValueError, match="sets of many shapes add up for norm inf only"):
+        sets.remainder(np.ones((2, 1)), np.ones((3, 1)))
+
+
+def test_properties_of_sets():
+    X = random_points(3, 2)
+    ball = LpBall(np.inf, np.array([0.1, 0.2]), (-9, 9))
+    assert not ball.unperturbed
+    assert LpBall(2, np.zeros(2)).unperturbed
+    boxes, nominal = ball.around(X), ball.scaled_to(0.0).around(X)
+    assert not boxes.one_shape
+    assert not boxes.unperturbed
+    assert nominal.one_shape
+    assert nominal.unperturbed
+    np.testing.assert_allclose(boxes.reach, [[0.1, 0.2]] * 3)
+    np.testing.assert_array_equal(boxes.rows([2, 0]).reach, boxes.reach[[2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("given", "p"),
+    [
+        (1, 1),
+        (2.0, 2),
+        (np.float32(np.inf), np.inf),
+        (np.int64(2), 2),
+        ("l1", 1),
+        ("1", 1),
+        ("l2", 2),
+        (" L2 ", 2),
+        ("inf", np.inf),
+        ("linf", np.inf),
+    ],
+)
+def test_a_norm_is_a_number_or_its_name(given, p):
+    for norm in (exponent_of(given), LpBall(given, 0.1).p):
+        assert norm == p
+        assert isinstance(norm, type(p))
+
+
+@pytest.mark.parametrize("given", [3, 0, -1, np.nan, "l3", "", [1], None, True, np.ones(2), {}])
+def test_any_other_norm_is_refused_with_the_legal_ones(given):
+    message = r'norm must be 1, 2 or numpy.inf, or a name: "l1", "l2", "linf".*got '
+    with pytest.raises(ValueError, match=message):
+        LpBall(given, 0.1)
+    with pytest.raises(ValueError, match=message):
+        Neighbourhoods(np.zeros((1, 2)), np.ones((1, 2)), 0.1, given)
 
 
 def test_box_support_is_exact():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexrobust.perturbations import LpBall
+from convexrobust.perturbations import LpBall, project_rows
 
 _SLACK = 1e-6  # of the radius: what bisection and rescaling in a projection may leave
-_NEWTON_STEPS = 50  # at most; two to ten are usual
 
 
 class Region:
@@ -42,6 +41,7 @@ class Region:
         self.radius = ball.epsilon if self.common else self.epsilon  # to multiply by
         self.free = self.epsilon > 0.0
         self.unit = self.epsilon  # to divide by
+        self.one = xp.constant(np.ones((1, 1)), X)
         if not self.all_free:
             self.unit = xp.where(self.free, self.epsilon, 1.0 + self.epsilon)
         self.lo, self.hi = (xp.constant(end[None, :], X) for end in ball.feature_range(X.shape[1]))
@@ -75,7 +75,7 @@ class Region:
         if self.ball.p == 2:
             delta *= 1.0 / self.xp.maximum(self._length(delta, 1.0 / self.unit), 1.0)
         else:
-            delta = self.unit * _into_cross_polytope(self.xp, delta / self.unit)
+            delta = self.unit * project_rows(self.xp, delta / self.unit, self.one, 1)
         delta += self.X
         moved = delta if self.ball.bounds is None else delta.clip(self.lo, self.hi)
         return moved if self.all_free else self.xp.where(self.free, moved, self.X)
@@ -166,27 +166,6 @@ class Region:
             return True
         slack = 1e-9 + _rounding(self.xp, points)  # as `LpBall.check_inside`
         return bool((self.xp.abs(points - nearest) <= slack).all())
-
-
-def _into_cross_polytope(xp, A):
-    """Project the rows of A on the l1 ball of radius 1.
-
-    All entries shrink by t, which Newton's method finds from below (Michelot): the sum of what is
-    left is convex and piecewise linear in t. `project_rows` does the same for unequal radii.
-    """
-    size = xp.abs(A)
-    t = xp.pos(xp.maximum(xp.row_max(size) - 1.0, (xp.row_sum(size) - 1.0) / A.shape[1]))[:, None]
-    left = xp.pos(size - t)
-    total = xp.row_sum(left)[:, None]
-    tolerance = 1e-11 if A.dtype.itemsize == 8 else _SLACK
-    for _ in range(_NEWTON_STEPS):
-        excess = xp.pos(total - 1.0)
-        if bool((excess <= tolerance).all()):
-            break
-        t = t + excess / xp.maximum(xp.row_sum(0.0 * left + (left > 0.0))[:, None], 1.0)
-        left = xp.pos(size - t)
-        total = xp.row_sum(left)[:, None]
-    return xp.sign(A) * left / xp.maximum(total, 1.0)
 
 
 def evaluated(loss_and_gradient, X):

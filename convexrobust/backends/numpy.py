@@ -20,6 +20,11 @@ def constant(array, like=None):
     return np.asarray(array, dtype=np.float64)
 
 
+def limits(A):
+    """The limits of the floating-point numbers of A, such as ``eps`` and ``tiny``."""
+    return np.finfo(A.dtype)
+
+
 def pos(A):
     """Positive part, max(A, 0)."""
     return np.maximum(A, 0.0)
@@ -43,6 +48,11 @@ def row_sum(A):
 def row_max(A):
     """Largest entry of each row; shape (n,)."""
     return np.max(A, axis=1)
+
+
+def falling(A):
+    """The entries of each row in falling order."""
+    return np.sort(A, axis=1)[:, ::-1]
 
 
 def columns(vectors):

@@ -32,6 +32,11 @@ def minimum(A, B):
     return torch.minimum(A, torch.as_tensor(B, dtype=A.dtype, device=A.device))
 
 
+def limits(A):
+    """The limits of the floating-point numbers of A, such as ``eps`` and ``tiny``."""
+    return torch.finfo(A.dtype)
+
+
 def pos(A):
     """Positive part, max(A, 0)."""
     return torch.relu(A)
@@ -55,6 +60,11 @@ def row_sum(A):
 def row_max(A):
     """Largest entry of each row; shape (n,)."""
     return torch.amax(A, dim=1)
+
+
+def falling(A):
+    """The entries of each row in falling order."""
+    return torch.sort(A, dim=1, descending=True).values
 
 
 def columns(vectors):

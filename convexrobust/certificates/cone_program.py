@@ -41,7 +41,7 @@ def solve(relaxation, low, high) -> Solved:
     slope = np.where(relaxation.low == relaxation.high, relaxation.low, 0.0)[0]
     slope = np.where(sign > 0, weight, slope)
     # The unknowns are in units of the set and of the most that neurons can change on it.
-    axes = sets.radius * sets.weights[0]
+    axes = sets.reach[0]
     G = (relaxation.hidden * axes[:, None]).T
     unit = np.maximum(np.abs(G).sum(axis=1), np.finfo(float).tiny)
     convex, split = np.flatnonzero(relaxation.convex[0]), np.flatnonzero(relaxation.split[0])

@@ -120,7 +120,7 @@ def _interval(net, rows, ball, loss, target):
     V, W = (np.where(sign * net.output[:, 0] > 0.0, net.hidden, 0.0)[None] for sign in (1, -1))
     y = np.full(len(rows), target)
     program = ConvexProgram(rows, y, D, loss, GroupLasso(0.0), ball, intercept=net.intercept)
-    if ball.radius == 0.0:
+    if ball.unperturbed:
         return program.margins(numpy_backend, V, W)
     return program.safe_margins(V, W)
 
@@ -134,7 +134,7 @@ def _lower(net, rows, ball):
 def _with_offset(lower, offset, ball):
     """Return offset + lower, rounded down; as the network rounds it, without perturbations."""
     value = offset + lower
-    return value if ball.radius == 0.0 else np.nextafter(value, -np.inf)
+    return value if ball.unperturbed else np.nextafter(value, -np.inf)
 
 
 class _RowBalls(LpBall):

@@ -320,7 +320,7 @@ def _curves(right, epsilons, certified, attacked, bracket) -> dict:
 
 
 def _grid(epsilons, ball):
-    if epsilons is None and ball.radius == 0.0:
+    if epsilons is None and ball.unperturbed:
         raise ValueError("epsilons must be given, as the ball has radius 0.")
     if epsilons is None:
         epsilons = np.linspace(0.0, 2.0 * ball.radius, _N_EPSILONS)

@@ -183,7 +183,7 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator, ABC):
         entries = program.X.size // program.n_outputs
         width = int(np.clip(entries // _ENTRIES_PER_NEURON, *_WIDTHS))
         if tol is None:
-            nominal = program.sets.radius == 0.0 and program.n_outputs == 1
+            nominal = program.sets.unperturbed and program.n_outputs == 1
             tol = _GAP_NOMINAL if nominal else _GAP
         return WorkingSet(
             tol,

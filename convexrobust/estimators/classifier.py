@@ -37,7 +37,7 @@ class ConvexRobustClassifier(ClassifierMixin, ConvexRobustEstimator):
     epsilon : float or array of shape (n_features,), default=0.1
         Radius of the perturbations in units of X, one or one per feature (0 = immutable).
         0 trains without perturbations.
-    norm : {1, 2, numpy.inf}, default=numpy.inf
+    norm : {1, 2, numpy.inf} or {"l1", "l2", "linf"}, default=numpy.inf
         Norm of the perturbations.
     beta : float, default=1e-3
         Weight decay.

@@ -188,7 +188,7 @@ def largest_beta(program: ConvexProgram) -> float:
     """
     shrunk = multipliers_at_zero(program)
     candidates = [shrunk]
-    if program.sets.radius > 0.0:
+    if not program.sets.unperturbed:
         candidates.append(best_cone_multipliers(program, shrunk._replace(slopes={})))
     return min(largest_residual(program, point) for point in candidates)
 

@@ -51,7 +51,7 @@ def evaluate_robustness(
         (-1 / +1 for one output, 0 .. C-1 for several).
     epsilons : float or sequence of float
         Radii. A sample that is broken at one counts as broken at the larger ones too.
-    norm : {1, 2, inf}
+    norm : {1, 2, inf} or {"l1", "l2", "linf"}
         Norm of the perturbations.
     bounds : tuple (lo, hi), optional
         Legal range of the features.

@@ -22,7 +22,7 @@ def conflicts(program) -> tuple[np.ndarray, np.ndarray, float]:
     """
     X, y, n = program.X, np.asarray(program.y), len(program.X)
     d = X.shape[1] - program.intercept
-    if program.sets.radius == 0.0 or n > _MOST_PAIRED:
+    if program.sets.unperturbed or n > _MOST_PAIRED:
         return X[:0], np.arange(0), 0.0
     scaled = X[:, :d] / np.maximum(program.perturbation.epsilons(d), _FIXED)
     distances = cdist(scaled, scaled, _METRICS[program.perturbation.p])

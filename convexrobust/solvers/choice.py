@@ -127,12 +127,12 @@ def _unknowns(program) -> int:
 
 def _constrained(program) -> bool:
     """Tell whether cones are constraints for perturbed rows."""
-    return program.formulation != "soft" and program.sets.radius > 0.0
+    return program.formulation != "soft" and not program.sets.unperturbed
 
 
 def _falls_into_blocks(program) -> bool:
     """Tell whether the systems of `InteriorPoint` fall into blocks, or are those of few neurons."""
-    blocks = program.sets.radius == 0.0 or _constrained(program)
+    blocks = program.sets.unperturbed or _constrained(program)
     return blocks and len(program.X) * program.n_outputs <= THRESHOLDS.dense
 
 
@@ -146,7 +146,7 @@ def _suits_splitting(program, tol) -> bool:
         wide = sets.p == np.inf and sides >= THRESHOLDS.wide_sides
         return wide and (tol is None or tol >= THRESHOLDS.wide_gap)
     gap, unknowns = THRESHOLDS.soft_gap, THRESHOLDS.soft_unknowns
-    if sets.radius == 0.0:
+    if sets.unperturbed:
         gap, unknowns = THRESHOLDS.nominal_gap, THRESHOLDS.nominal_unknowns
     if tol is None or tol < gap or program.formulation != "soft":
         return False

@@ -21,7 +21,7 @@ def compiles(program: ConvexProgram) -> bool:
     It is for perturbations in boxes or none, and rows that are samples of their own, where numba is
     there.
     """
-    boxes = program.sets.radius == 0.0 or program.sets.p == np.inf
+    boxes = program.sets.unperturbed or program.sets.p == np.inf
     there = importlib.util.find_spec("numba") is not None
     return boxes and program.copy_of is None and there and _numba_works()
 

@@ -34,7 +34,6 @@ from convexrobust.program import ConvexProgram
 _BLOCK = 16  # accelerated steps before residuals are looked at again
 _AT_ONCE = 16  # neurons, those of the largest residuals, that take the steps together
 _POLISHED = 2  # of these, how many also take a Newton step
-_ROOT_STEPS = 60  # of Newton's method for one scalar equation a neuron; a few suffice
 
 
 def best_cone_multipliers(
@@ -118,8 +117,8 @@ def multipliers_from_margins(program: ConvexProgram, a, **options) -> Multiplier
         square = np.maximum(np.sum(T[:, e] ** 2, axis=1), np.finfo(float).tiny)
         signs = np.einsum("kec,kc->ke", T[:, same], T[:, e]) / square[:, None]
         aim = np.sum(signs * a[:, same], axis=1)[:, None] * sets.center
-        reach = sets.radius * a[:, same].sum(axis=1)[:, None] * sets.weights
-        slopes[e] = project_rows(numpy_backend, aim, reach, sets.p)
+        worth = a[:, same].sum(axis=1)[:, None]
+        slopes[e] = project_rows(numpy_backend, aim, sets.reach, sets.p, worth)
     P = program.D.shape[1]
     zeros = [[np.zeros((len(r), P)) for r in rows] for rows in (program.rows_v, program.rows_w)]
     return best_cone_multipliers(program, Multipliers(a, slopes, *zeros), **options)
@@ -151,7 +150,7 @@ class Side:
     def neurons(self, program, D) -> Neurons:
         """Return the neurons of the patterns D (n, P)."""
         rows, D = self.rows[self.used], np.asarray(D, dtype=np.float64)
-        sets = sets_of_rows(program.sets, rows)
+        sets = program.sets.rows(rows)
         scale, step = _step_sizes(sets)
         cap = self.cap[self.used][:, None]
         return Neurons(sets, cap, scale, step, 2.0 * D[rows] - 1.0, self.pull.T @ D)
@@ -188,12 +187,6 @@ def _regularised(M, r) -> np.ndarray:
     return M @ np.linalg.solve(normal, r)
 
 
-def sets_of_rows(sets, rows) -> Neighbourhoods:
-    """Return the sets of some rows, in the order of the rows."""
-    weights = sets.weights if len(sets.weights) == 1 else sets.weights[rows]
-    return Neighbourhoods(sets.center[rows], weights, sets.radius, sets.p)
-
-
 def _step_sizes(sets) -> tuple[np.ndarray, np.ndarray]:
     r"""Return the sizes of the rows and the gradient steps that are safe; both (m, 1).
 
@@ -201,7 +194,7 @@ def _step_sizes(sets) -> tuple[np.ndarray, np.ndarray]:
     matrix :math:`(X + R)(X + R)'`, up to signs. With multipliers in units of the rows' inverse
     sizes, :math:`\|X\| + \|R\|` bounds the root of its curvature.
     """
-    reach = sets.radius * np.linalg.norm(sets.weights, 2 if sets.p == np.inf else np.inf, axis=1)
+    reach = np.linalg.norm(sets.reach, 2 if sets.p == np.inf else np.inf, axis=1)
     size = np.sqrt(np.sum(sets.center**2, axis=1) + reach**2)
     size = np.where(size > 0.0, size, 1.0)
     unit = sets.center / size[:, None]
@@ -236,7 +229,7 @@ class Neurons:
     def left_over(self, b) -> tuple[np.ndarray, np.ndarray]:
         """Return the vectors from the sets (d, P), and the cone gaps (m, P) at minus them."""
         X = self.sets.center
-        R = _remainder(self.sets, self.G - X.T @ (self.S * b), b)
+        R = self.sets.remainder(self.G - X.T @ (self.S * b), b)
         return R, support(self.sets, R) + self.S * (X @ R)
 
     def bounds(self, b) -> tuple[np.ndarray, np.ndarray]:
@@ -267,8 +260,8 @@ class Neurons:
         R, gap = self.left_over(b)
         free = np.where(gap > 0.0, b < self.cap, b > 0.0)
         rows = self.S.T[:, :, None] * X
-        if len(sets.weights) != 1:
-            rows = rows + sets.radius * sets.weights * np.sign(R).T[:, None, :]
+        if not sets.one_shape:
+            rows = rows + sets.reach * np.sign(R).T[:, None, :]
         else:
             amount = b.sum(axis=0)
             held = self.G - X.T @ (self.S * b) - R
@@ -323,56 +316,6 @@ def _polished(neurons, steps):
 
 def support(sets, U):
     """Return the supports of the sets in the directions U (d, P); (m, P), or (P,) if shared."""
-    if len(sets.weights) != 1:
-        return sets.radius * (sets.weights @ np.abs(U))
-    return sets.radius * np.linalg.norm(sets.weights.T * U, DUAL_NORM[sets.p], axis=0)
-
-
-def _remainder(sets, G, b) -> np.ndarray:
-    """Return the vectors to G (d, P) from the nearest points of the sums of b (m, P) sets."""
-    if sets.radius == 0.0:
-        return G
-    if len(sets.weights) != 1:
-        reach = sets.radius * (sets.weights.T @ b)
-        return G - np.clip(G, -reach, reach)
-    axes, amount = sets.radius * sets.weights.T, b.sum(axis=0)
-    if sets.p == np.inf:
-        return G - np.clip(G, -axes * amount, axes * amount)
-    outside = _outside_cross_polytope if sets.p == 1 else _outside_ellipsoid
-    moved = axes > 0.0
-    return np.where(moved, outside(G * moved, amount, np.where(moved, axes, 1.0)), G)
-
-
-def _outside_cross_polytope(G, amount, axes) -> np.ndarray:
-    r"""Return G less its projection on :math:`\sum_j |z_j| / r_j \le \text{amount}`.
-
-    It is G cut at :math:`\pm t / r_j`. Newton's method finds t from below: the excess is convex.
-    """
-    t, size = np.zeros(G.shape[1]), np.abs(G)
-    for _ in range(_ROOT_STEPS):
-        over = size > t / axes
-        excess = np.sum(over * (size - t / axes) / axes, axis=0) - amount
-        step = np.maximum(excess, 0.0) / np.maximum(np.sum(over / axes**2, axis=0), 1e-300)
-        if np.all(step <= 1e-15 * t):
-            break
-        t = t + step
-    return np.clip(G, -t / axes, t / axes)
-
-
-def _outside_ellipsoid(G, amount, axes) -> np.ndarray:
-    r"""Return G less its projection on :math:`\|z / r\|_2 \le \text{amount}`.
-
-    It is :math:`g_j\, t / (r_j^2 + t)`. Newton's method finds t on the inverse of the length, which
-    is concave in t, and linear if all r_j are equal.
-    """
-    t, some = np.zeros(G.shape[1]), amount > 0.0
-    amount = np.where(some, amount, 1.0)
-    for _ in range(_ROOT_STEPS):
-        Z = axes * G / (axes**2 + t)
-        length = np.linalg.norm(Z, axis=0)
-        slope = np.maximum(np.sum(Z**2 / (axes**2 + t), axis=0), 1e-300)
-        step = np.maximum(length / amount - 1.0, 0.0) * length**2 / slope
-        if np.all(step <= 1e-15 * t):
-            break
-        t = t + step
-    return np.where(some, G * t / (axes**2 + t), G)
+    if not sets.one_shape:
+        return sets.reach @ np.abs(U)
+    return np.linalg.norm(sets.reach.T * U, DUAL_NORM[sets.p], axis=0)

@@ -47,7 +47,7 @@ class MarginProx:
         sets = program.sets
         self.p = sets.p
         self.X = xp.constant(sets.center, like)
-        self.reach = xp.constant(sets.radius * sets.weights, like) if sets.radius > 0.0 else None
+        self.reach = None if sets.unperturbed else xp.constant(sets.reach, like)
         self.offsets = xp.constant(program.margin_map.offsets.T, like)
         self.balance = Balance(program, like)
         self.square = torch.sum(self.X**2, dim=1)
@@ -113,8 +113,8 @@ class MarginProx:
 
     def _perturbation(self, moved, scale, rows):
         """Project moved slopes (E, n, d) on their perturbation sets times ``scale`` (E, n, 1)."""
-        reach = scale * (self.reach if len(self.reach) == 1 else self.reach[rows])
         if self.p == np.inf:
+            reach = scale * (self.reach if len(self.reach) == 1 else self.reach[rows])
             return torch.clamp(moved, -reach, reach)
-        flat = (moved.flatten(0, 1), reach.expand_as(moved).flatten(0, 1))
-        return project_rows(xp, *flat, self.p).view_as(moved)
+        flat, scales = moved.flatten(0, 1), scale.flatten(0, 1)  # sets of one shape
+        return project_rows(xp, flat, self.reach, self.p, scales).view_as(moved)

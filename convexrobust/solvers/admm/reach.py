@@ -40,7 +40,7 @@ class SharedReach:
 
     def __init__(self, sets, like):
         self.n, self.p = len(sets.center), sets.p
-        self.axes = xp.constant(sets.radius * sets.weights[0], like)
+        self.axes = xp.constant(sets.reach[0], like)
         self.squares = self.axes[:, None] ** 2
         self.last = None  # multipliers (2, C, P) that the last step ended with
 
@@ -99,11 +99,11 @@ class SharedReach:
 
     def _projection(self, Z, scale):
         """Project the columns of Z on the perturbation set times ``scale`` (2, C, P)."""
-        reach = self.axes[:, None] * scale[:, :, None]
         if self.p == np.inf:
+            reach = self.axes[:, None] * scale[:, :, None]
             return torch.clamp(Z, -reach, reach)
-        rows = (Z.transpose(-1, -2).flatten(0, 2), reach.transpose(-1, -2).flatten(0, 2))
-        flat = project_rows(xp, *rows, self.p)
+        rows, scales = Z.transpose(-1, -2).flatten(0, 2), scale.flatten()[:, None]
+        flat = project_rows(xp, rows, self.axes[None], self.p, scales)
         return flat.view(Z.shape[0], Z.shape[1], Z.shape[3], Z.shape[2]).transpose(-1, -2)
 
 
@@ -111,7 +111,7 @@ class BoxReach:
     """A box for each row; A has shape (2, C, d, P)."""
 
     def __init__(self, sets, like):
-        self.R = xp.constant(sets.radius * sets.weights, like)
+        self.R = xp.constant(sets.reach, like)
         self.boxes_gram = Gram.of(self.R)
         self.last = None  # factors (2, C, P) that the last step ended with
 

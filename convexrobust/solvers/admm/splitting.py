@@ -197,9 +197,9 @@ def _shared_slopes(program):
 
 
 def _reach_of(sets, like):
-    if sets.radius == 0.0:
+    if sets.unperturbed:
         return None
-    return SharedReach(sets, like) if len(sets.weights) == 1 else BoxReach(sets, like)
+    return SharedReach(sets, like) if sets.one_shape else BoxReach(sets, like)
 
 
 def _dual(s, x, z):

@@ -122,9 +122,8 @@ class Data:
 
     def _set_reach(self):
         sets = self.program.sets
-        self.features = np.flatnonzero((sets.radius * sets.weights > 0.0).any(axis=0))
-        weights = sets.radius * sets.weights[:, self.features]
-        boxes = len(weights) != 1
+        self.features = np.flatnonzero((sets.reach > 0.0).any(axis=0))
+        weights, boxes = sets.reach[:, self.features], not sets.one_shape
         self.slope_weights = (weights[self.rows] if boxes else weights)[:, None, :]
         self.cone_epigraph = LargestEpigraph if boxes else SUPPORT_EPIGRAPHS[sets.p]
         if not self.perturbed:

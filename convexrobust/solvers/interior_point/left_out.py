@@ -6,7 +6,6 @@ import numpy as np
 
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.duality import Multipliers, repaired
-from convexrobust.perturbations import project_rows
 from convexrobust.solvers.interior_point.data import Neurons
 
 _CHECKED_EVERY = 10  # iterations
@@ -31,7 +30,8 @@ class LeftOut:
 
     def __init__(self, program, neurons: Neurons, cone_rows, b=None):
         self.program, self.neurons, self.rows = program, neurons, cone_rows
-        self.X = program.sets.center[cone_rows]
+        self.sets = program.sets.rows(cone_rows)
+        self.X = self.sets.center
         directions = program.margin_map.directions[cone_rows][:, :, neurons.outputs]
         self.hurts = neurons.signs * directions < 0.0
         self.D = np.asarray(program.D, dtype=np.float64)[:, neurons.patterns]
@@ -44,12 +44,11 @@ class LeftOut:
 
         So no large row sets the step of all.
         """
-        sets = self.program.sets
-        axes = np.linalg.norm(sets.radius * sets.weights, axis=1)
-        axes = np.broadcast_to(axes, len(sets.center))[self.rows, None]
+        axes = np.linalg.norm(self.sets.reach, axis=1)
+        axes = np.broadcast_to(axes, len(self.X))[:, None]
         size = np.maximum(np.linalg.norm(self.X, axis=1)[:, None] + axes, 1e-300)
         curvature = np.linalg.norm(np.hstack([self.X, axes]) / size, 2) ** 2
-        return 1.0 / (2.0 * curvature if sets.radius else curvature) / size**2
+        return 1.0 / (curvature if self.sets.unperturbed else 2.0 * curvature) / size**2
 
     def keep(self, index):
         """Forget the neurons outside ``index``."""
@@ -113,14 +112,7 @@ class LeftOut:
     def _residual(self, G, b, todo):
         """Return what is left of the dual residuals after b and the best perturbations."""
         H = G - self.X.T @ (self.S[:, todo] * b)
-        sets = self.program.sets
-        if sets.radius == 0.0:
-            return H
-        if len(sets.weights) != 1:
-            reach = sets.radius * (sets.weights[self.rows].T @ b)
-        else:
-            reach = sets.radius * sets.weights.T * b.sum(axis=0)
-        return H - project_rows(numpy_backend, H.T, reach.T, sets.p).T
+        return self.sets.remainder(H, b)
 
     def fill(self, multipliers: Multipliers):
         """Put b into the multipliers."""

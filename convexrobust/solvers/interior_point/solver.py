@@ -189,7 +189,7 @@ def _unknowns(program) -> int:
     """Return how many unknowns are in play to begin with, at most."""
     if program.formulation == "soft":
         return _SOFT_UNKNOWNS
-    return _NOMINAL_UNKNOWNS if program.sets.radius == 0.0 else _ROBUST_UNKNOWNS
+    return _NOMINAL_UNKNOWNS if program.sets.unperturbed else _ROBUST_UNKNOWNS
 
 
 def _split(left_out, order, count):

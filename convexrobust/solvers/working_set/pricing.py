@@ -20,7 +20,6 @@ from convexrobust.program import ConvexProgram
 from convexrobust.solvers.residuals import (
     best_cone_multipliers,
     fitted,
-    sets_of_rows,
     sides_of,
     support,
 )
@@ -174,13 +173,13 @@ class _Gain:
     def of(cls, program, side) -> _Gain:
         """Return the gain of the neurons of a side."""
         charge = np.zeros(len(program.X))
-        if program.sets.radius > 0.0:  # without perturbations no neuron leaves its own cone
+        if not program.sets.unperturbed:  # without perturbations no neuron leaves its own cone
             average = np.linalg.norm(side.pull, axis=1).sum()
             average /= max(np.linalg.norm(program.sets.center, axis=1).sum(), 1e-300)
             charge[side.rows] = np.where(np.isfinite(side.cap), side.cap, average)
         worth = np.linalg.norm(side.pull, axis=1) + charge
         live = np.flatnonzero(worth > _NEGLIGIBLE * worth.max())
-        return cls(sets_of_rows(program.sets, live), charge[live, None], side.pull[live])
+        return cls(program.sets.rows(live), charge[live, None], side.pull[live])
 
     def at(self, U) -> tuple[np.ndarray, np.ndarray]:
         """Return the gains (m,) of gates U (d, m), and their gradients (d, m)."""
@@ -196,9 +195,9 @@ class _Gain:
 
 def _support_gradient(sets, U, charged) -> np.ndarray:
     """Return gradients (d, P) of the supports in U (d, P), weighted by charged (m, P), summed."""
-    if len(sets.weights) != 1:
-        return sets.radius * np.sign(U) * (sets.weights.T @ charged)
-    axes = sets.radius * sets.weights.T
+    if not sets.one_shape:
+        return np.sign(U) * (sets.reach.T @ charged)
+    axes = sets.reach.T
     if sets.p == np.inf:
         worst = np.sign(U)
     elif sets.p == 2:

@@ -138,7 +138,7 @@ class _CertifiedBound:
         margin_map = program.margin_map
         self.T, self.offsets = margin_map.directions, margin_map.offsets
         self.beta = program.regularizer.beta
-        self.one_shape = len(self.sets.weights) == 1
+        self.one_shape = self.sets.one_shape
 
     def gradients(self, U, A, share):
         """Return the gradients of the objective in U (d, m) and A (m, C), radius times share."""
