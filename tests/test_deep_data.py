@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -225,6 +226,20 @@ class TestDamage:
         np.savez(tmp_path / "mnist_train.npz", X=objects, y=LABELS)
         with pytest.raises(ValueError, match=r"cannot read .*mnist_train.npz"):
             load_mnist(tmp_path)
+
+    def test_arrays_that_claim_more_than_there_is_are_refused(self, tmp_path):
+        huge = {"descr": "|u1", "fortran_order": False, "shape": (2**55,)}
+        with zipfile.ZipFile(tmp_path / "mnist_train.npz", "w") as archive:
+            with archive.open("X.npy", "w") as stream:
+                np.lib.format.write_array_header_1_0(stream, huge)
+            with archive.open("y.npy", "w") as stream:
+                np.lib.format.write_array(stream, LABELS)
+        with pytest.raises(ValueError, match=r"cannot read .*mnist_train.npz"):
+            load_mnist(tmp_path)
+        asks = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I9\ntS'b'\ntR."
+        (tmp_path / "test_batch").write_bytes(asks)
+        with pytest.raises(ValueError, match=r"test_batch: it asks for .* of shape .9,."):
+            load_cifar10(tmp_path, "test")
 
     @pytest.mark.parametrize("keep", [2, 10, 1000])
     def test_truncated_files(self, tmp_path, images, keep):

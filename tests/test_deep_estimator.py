@@ -16,6 +16,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 torch = pytest.importorskip("torch")
 
 from convexrobust import ConvexRobustClassifier, LpBall, TwoLayerReLU, deep
+from convexrobust.deep.attacks import fgsm, worst_case
+from convexrobust.deep.augmentation import Augmented
 from convexrobust.deep.catalogue import (
     METHODS,
     NETWORKS,
@@ -24,15 +26,11 @@ from convexrobust.deep.catalogue import (
     create_network,
 )
 from convexrobust.deep.estimator import AdversarialClassifier, AdversarialRegressor
-from convexrobust.deep.least_squares import (
-    LeastSquares,
-    SquaredDale,
-    SquaredPairing,
-    SquaredTrades,
-    largest_residuals,
-    rescaled,
-)
-from convexrobust.deep.methods import Trades
+from convexrobust.deep.least_squares import largest_residuals, rescaled
+from convexrobust.deep.losses import CrossEntropy, HalfSquares
+from convexrobust.deep.methods import Attacked, Certified, Mart, Trades, WeightPerturbed
+from convexrobust.deep.methods.base import OF_ANY_LOSS
+from convexrobust.deep.training import train
 from convexrobust.evaluation import evaluate_robustness
 
 QUICK = {"n_epochs": 15, "learning_rate": 0.05, "random_state": 0}
@@ -220,7 +218,7 @@ class TestRegressor:
 
     def test_a_method_with_options(self, diabetes):
         X, y = diabetes
-        method = partial(SquaredTrades, weight=0.0)
+        method = partial(Trades, weight=0.0)
         free = AdversarialRegressor(0.3, method=method, **QUICK).fit(X, y)
         plain = AdversarialRegressor(0.3, method="standard", **QUICK).fit(X, y)
         np.testing.assert_allclose(free.predict(X), plain.predict(X), rtol=1e-6)
@@ -231,7 +229,8 @@ class TestRegressor:
             ("mart", "got 'mart' .it needs the probabilities of classes; 'trades'"),
             ("certified", "got 'certified' .it bounds margins.*ConvexRobustRegressor"),
             ("ibp", "got 'ibp' .it bounds margins"),
-            (Trades, "Trades is one of classification, for regression give one of"),
+            (Mart, "Mart cannot take HalfSquares: it needs .*Methods of regression: Standard, "),
+            (Certified, "Certified is one of classification, for regression give one of"),
         ],
     )
     def test_methods_of_classes_are_refused(self, method, message, diabetes):
@@ -307,7 +306,7 @@ class TestLeastSquares:
         dual = {1: np.inf, 2: 2, np.inf: 1}[norm]
         reach = 0.3 * np.linalg.norm(model.weight.detach().numpy().ravel(), dual)
         worst = (model(x)[:, 0] - y).abs().detach() + reach
-        method = LeastSquares(ball, attack)
+        method = getattr(Attacked, attack)(ball, sample_loss=HalfSquares())
         points = method.points(model, x, y)
         loss, figures = method.loss(model, x, points, y)
         assert loss.item() == pytest.approx(0.5 * worst.square().mean().item())
@@ -331,12 +330,12 @@ class TestLeastSquares:
         assert (found >= worst - 1e-3).float().mean() > 0.9
 
     def test_distances_and_logarithms_of_losses(self):
-        ball, y = LpBall(2, 0.1), torch.tensor([1.0, 2.0])
+        loss, y = HalfSquares(), torch.tensor([1.0, 2.0])
         clean, attacked = torch.tensor([[1.0], [5.0]]), torch.tensor([[3.0], [4.0]])
-        for method in (SquaredTrades(ball), SquaredPairing(ball)):
-            assert method.distances(clean, attacked, y).tolist() == [2.0, 0.5]
+        for apart in (loss.divergences, loss.distances):
+            assert apart(clean, attacked, y).tolist() == [2.0, 0.5]
         outputs = clean.clone().requires_grad_()
-        logarithms = SquaredDale(ball).log_losses(outputs, y)
+        logarithms = loss.logarithms(outputs, y)
         assert torch.isfinite(logarithms).all()
         assert logarithms[1].item() == pytest.approx(np.log(4.5))
         (gradient,) = torch.autograd.grad(logarithms.sum(), outputs)
@@ -345,7 +344,62 @@ class TestLeastSquares:
     def test_several_outputs_are_refused(self):
         model = torch.nn.Linear(2, 3)
         with pytest.raises(ValueError, match="regression has one output"):
-            LeastSquares(LpBall(2, 0.1)).points(model, torch.zeros(4, 2), torch.zeros(4))
+            method = Attacked(LpBall(2, 0.1), sample_loss=HalfSquares())
+            method.points(model, torch.zeros(4, 2), torch.zeros(4))
+
+    def test_targets_of_residuals_are_refused(self):
+        x = torch.zeros(2, 3)
+        with pytest.raises(ValueError, match="targets are classes"):
+            fgsm(torch.nn.Linear(3, 1), x, x[:, 0], LpBall(2, 0.1), loss="residual", targets=1)
+
+
+class TestSampleLoss:
+    def test_every_method_but_those_of_classes_takes_one(self):
+        for name in deep.methods.__all__:
+            kind = getattr(deep.methods, name)
+            if getattr(kind, "only_classes", ""):
+                assert name in ("Mart", "Certified")
+            elif name not in ("Method", "LossMethod"):
+                assert name in OF_ANY_LOSS
+
+    def test_what_is_no_loss_is_refused(self):
+        ball = LpBall(2, 0.1)
+        with pytest.raises(ValueError, match="sample_loss must be CrossEntropy.. or HalfSquares"):
+            Trades(ball, sample_loss="squares")
+        with pytest.raises(ValueError, match=r"got the class HalfSquares: give HalfSquares\(\)"):
+            Attacked.pgd(ball, sample_loss=HalfSquares)
+        with pytest.raises(ValueError, match="loss must be a loss of margins"):
+            Certified(ball, loss=HalfSquares())
+        assert "sample_loss" not in vars(Trades(ball, sample_loss=CrossEntropy()))
+
+    def test_a_loss_of_the_other_task_is_not_overruled(self, cancer):
+        method = partial(Trades, sample_loss=HalfSquares())
+        with pytest.raises(ValueError, match="Trades is one of regression, for classification"):
+            AdversarialClassifier(method=method).fit(*cancer[:2])
+
+    @pytest.mark.parametrize(
+        ("method", "before"),
+        [
+            ("pgd", {"name": "LeastSquares", "attack": "pgd", "n_steps": 10}),
+            ("fast", {"name": "LeastSquares", "attack": "fast", "n_steps": 10}),
+            ("standard", {"name": "LeastSquares", "attack": "standard", "n_steps": 10}),
+            ("gradalign", {"name": "SquaredGradAlign", "attack": ["_attacked", {}]}),
+        ],
+    )
+    def test_checkpoints_of_the_classes_before_can_be_resumed(self, method, before, tmp_path):
+        X, y, file = np.arange(8.0)[:, None] / 8.0, np.arange(8.0), tmp_path / "run.pt"
+        model = AdversarialRegressor(method=method, training={"checkpoint": file}, **QUICK)
+        expected = model.fit(X, y).predict(X)
+        state = torch.load(file, weights_only=True)
+        now = state["settings"]["method"]
+        kept = ("ball",) if before["name"] == "LeastSquares" else ("ball", "mode", "weight")
+        state["settings"]["method"] = before | {name: now[name] for name in kept}
+        torch.save(state, file)
+        np.testing.assert_array_equal(clone(model).fit(X, y).predict(X), expected)
+        state["settings"]["method"]["name"] = "SquaredTrades"
+        torch.save(state, file)
+        with pytest.raises(ValueError, match="of another training: method was"):
+            clone(model).fit(X, y)
 
 
 class TestSampleWeight:
@@ -450,6 +504,34 @@ class TestCatalogue:
             create_method("trades", ball, n_rows=1, wait=3)
         with pytest.raises(ValueError, match="norm must be inf"):
             create_method("ibp", ball, n_rows=1)
+
+    @pytest.mark.parametrize(
+        ("method", "message"),
+        [
+            ("trades", "got 'trades': create_method makes one"),
+            (Trades, "got the class Trades: give"),
+        ],
+    )
+    def test_methods_that_are_no_objects(self, method, message):
+        model, x = torch.nn.Linear(2, 1), torch.zeros(4, 2)
+        with pytest.raises(ValueError, match=message):
+            train(model, method, x, torch.ones(4), n_epochs=1)
+        with pytest.raises(TypeError, match="Trades is a class: give Trades"):
+            WeightPerturbed(Trades)
+        with pytest.raises(ValueError, match="the class Trades: give"):
+            Augmented(Trades)
+        with pytest.raises(ValueError, match="method must be an object that trains by batches"):
+            create_method(lambda ball: ball, LpBall(2, 0.1), n_rows=4)
+
+    def test_attacks_that_are_no_functions(self):
+        ball, x, y = LpBall(2, 0.1), torch.zeros(4, 2), torch.ones(4)
+        model, known = torch.nn.Linear(2, 1), "attacks.fgsm, .*attacks.square, .*got 'magic'"
+        with pytest.raises(ValueError, match=known):
+            Attacked(ball, attack="magic")
+        with pytest.raises(ValueError, match=known):
+            train(model, Trades(ball), x, y, n_epochs=1, attack="magic")
+        with pytest.raises(ValueError, match="got the class Trades"):
+            worst_case(lambda x: x[:, 0] + 1.0, x, y, ball, attacks=[Trades])
 
     @pytest.mark.parametrize("name", NETWORKS[:-1])
     @pytest.mark.parametrize("n_outputs", [1, 4])

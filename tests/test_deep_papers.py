@@ -15,8 +15,8 @@ from convexrobust.attacks.region import Region
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.backends import torch as torch_backend
 from convexrobust.deep import attacks
-from convexrobust.deep.methods.base import sample_losses
-from convexrobust.deep.methods.dale import Dale, log_losses
+from convexrobust.deep.losses import log_losses, sample_losses
+from convexrobust.deep.methods.dale import Dale
 from convexrobust.deep.methods.fast_bat import FastBat, project_differentiably
 from convexrobust.deep.methods.ssds import Ssds
 from convexrobust.dynamics import (

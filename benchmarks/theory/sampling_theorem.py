@@ -40,6 +40,7 @@ import numpy as np
 from _claims import Finding, main
 from scipy.optimize import nnls
 from scipy.stats import beta as beta_law
+from scipy.stats import binomtest
 from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust import ConicSolver, InteriorPoint
@@ -241,8 +242,8 @@ def scenario_bound(n, n_patterns, psi):
 
 def clopper_pearson(k, n, level=0.95):
     """Return the one-sided lower and upper bounds of a probability, k hits in n trials."""
-    lower = beta_law.ppf(1 - level, k, n - k + 1) if k else 0.0
-    return lower, beta_law.ppf(level, k + 1, n - k) if k < n else 1.0
+    both = binomtest(k, n).proportion_ci(2.0 * level - 1.0, method="exact")  # a tail on each side
+    return both.low, both.high
 
 
 def exact_areas(problems):

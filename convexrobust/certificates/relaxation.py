@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from convexrobust.adam import Adam
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.network import TwoLayerReLU
 from convexrobust.perturbations import Neighbourhoods
@@ -238,7 +239,7 @@ class Relaxation:
     def ascend(self, slope, n_steps) -> Ascent:
         """Improve the bounds of slopes (B, m) by steps of Adam, whose length decays."""
         slope, free = np.clip(slope, self.low, self.high), self.low < self.high
-        first, second = np.zeros((2, *slope.shape))
+        adam = Adam([slope], _MOMENTS, floor=np.finfo(float).tiny)
         best_slope, mean_neurons = slope, np.zeros(slope.shape)
         best_step, mean_step = np.zeros((2, len(slope), len(self.hidden)))
         best, lowest = np.full(len(slope), -np.inf), np.full(len(slope), np.inf)
@@ -255,11 +256,9 @@ class Relaxation:
             mean_step = (1.0 - share) * mean_step + share * step
             mean_neurons = (1.0 - share) * mean_neurons + share * neurons
             ascent = np.where(free, neurons, 0.0)  # the bound's gradient
-            first = _MOMENTS[0] * first + (1.0 - _MOMENTS[0]) * ascent
-            second = _MOMENTS[1] * second + (1.0 - _MOMENTS[1]) * ascent**2
-            unit = np.sqrt(second / (1.0 - _MOMENTS[1] ** i)) + np.finfo(float).tiny
-            length = _STEP * _DECAY**i / (1.0 - _MOMENTS[0] ** i) * np.abs(self.weight)
-            slope = np.clip(slope + length * first / unit, self.low, self.high)
+            length = _STEP * _DECAY**i * np.abs(self.weight)
+            (slope,) = adam.step([slope], [ascent], -length)
+            slope = np.clip(slope, self.low, self.high)
         bound = self.bound(slope, slope @ self.hidden.T)
         slope = np.where((bound > best)[:, None], slope, best_slope)
         return Ascent(np.maximum(best, bound), slope, mean_neurons, (best_step, mean_step))

@@ -22,6 +22,7 @@ from convexrobust.deep.model_loss import (
     as_two_logit,
     autograd_objective,
     left_as_found,
+    model_loss,
 )
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "square",
     "worst_case",
 ]
+
+NAMES = ("fgsm", "pgd", "apgd", "square")  # of attacks
 
 
 def fgsm(
@@ -81,12 +84,13 @@ def pgd(
     x : tensor of shape (n, d) or (n, c, h, w)
         The points to attack, float32 or float64.
     y : tensor of shape (n,)
-        Labels: -1 / +1, 0 / 1 or bool with one output, class numbers 0 .. C-1 with several.
+        Labels: -1 / +1, 0 / 1 or bool with one output, class numbers 0 .. C-1 with several; real
+        numbers for "residual".
     ball : LpBall
         The threat model; radii and bounds per feature are those of ``x[0].flatten()``.
-    loss : {"margin", "cross-entropy"}
+    loss : {"margin", "cross-entropy", "residual"}
         What is increased: the largest rival's output minus the label's (:math:`-y f` with one
-        output), or the cross-entropy of the label.
+        output), the cross-entropy of the label, or :math:`|f - y|` of a model for regression.
     targets : tensor of shape (n,) or int, optional
         Classes whose output, or likelihood, is raised instead, one a row. An int k stands for the
         k likeliest classes but the label, one attack each; of their results the one with the
@@ -247,6 +251,7 @@ def worst_case(
         attacks = standard_attacks(mode=mode, batch_size=batch_size, random_state=random_state)
     worst, loss = x.clone(), _margins(model, x, y, mode, batch_size)
     for attack in attacks:
+        check_attack(attack)
         left = torch.nonzero(loss < 0.0)[:, 0]
         if len(left) == 0:
             break
@@ -297,13 +302,13 @@ def _on_gradients(method, **options):
 
 def _attacked(attack, model, x, y, ball, loss, targets, mode, batch_size):
     x, y = _checked(x, y)
-    _check_targets(targets, y)
+    _check_targets(targets, y, loss)
     X, out = x.flatten(1), []
     # Tensors made in inference mode could never have a gradient.
     with torch.inference_mode(False), left_as_found(model, mode):
         for rows in _batches(len(X), batch_size):
             aims = targets[rows].to(x.device) if torch.is_tensor(targets) else targets
-            objective = partial(ModelLoss, model, y[rows].clone(), x.shape[1:], loss)
+            objective = partial(model_loss, model, y[rows].clone(), x.shape[1:], loss)
             out.append(_aimed(attack, objective, aims, X[rows].clone(), ball))
     return torch.cat(out).reshape(x.shape) if out else x.clone()
 
@@ -340,7 +345,24 @@ def _batches(n, batch_size):
     return [slice(first, first + size) for first in range(0, n, size)]
 
 
-def _check_targets(targets, y):
+def check_attack(attack) -> None:
+    """Raise ValueError unless it can be called as ``attack(model, x, y, ball)``.
+
+    A name is refused with those that are known here, a class by its name.
+    """
+    if callable(attack) and not isinstance(attack, type):
+        return
+    got = f"the class {attack.__name__}" if isinstance(attack, type) else repr(attack)
+    names = ", ".join(f"convexrobust.deep.attacks.{name}" for name in NAMES)
+    raise ValueError(
+        f"attack must be a function called as attack(model, x, y, ball): {names}, with options by "
+        f"functools.partial; got {got}."
+    )
+
+
+def _check_targets(targets, y, loss):
+    if loss == "residual" and targets is not None:
+        raise ValueError("targets are classes, which loss='residual' does not have.")
     per_row = torch.is_tensor(targets) and targets.shape == y.shape
     if not (targets is None or per_row or (isinstance(targets, int) and targets >= 1)):
         raise ValueError(

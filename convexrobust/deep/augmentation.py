@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from convexrobust.deep.catalogue import check_method
 from convexrobust.deep.methods.base import WrappedMethod
 
 
@@ -73,6 +74,7 @@ class Augmented(WrappedMethod):
                 f"{type(method).__name__} keeps a perturbation of each image, which does not fit "
                 "the image once it is shifted or mirrored; train it without augmentation."
             )
+        check_method(method)
         super().__init__(method)
         self.padding, self.flip = padding, flip
 

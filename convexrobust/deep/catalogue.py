@@ -10,27 +10,31 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from convexrobust.deep import least_squares
 from convexrobust.deep.data import load_cifar10, load_fashion_mnist, load_mnist
-from convexrobust.deep.least_squares import LeastSquares
+from convexrobust.deep.losses import LOSS_OF_TASK
 from convexrobust.deep.methods import (
     Attacked,
     Certified,
+    Dale,
+    FastBat,
     Free,
     GradAlign,
     Mart,
     Method,
     Pairing,
+    Ssds,
     Standard,
     Trades,
     WeightPerturbed,
 )
 from convexrobust.deep.methods.base import innermost
-from convexrobust.deep.methods.dale import Dale
-from convexrobust.deep.methods.fast_bat import FastBat
-from convexrobust.deep.methods.ssds import Ssds
 from convexrobust.deep.model_loss import left_as_found
 from convexrobust.deep.networks import SmallCNN, preact_resnet18, two_layer, wide_resnet
+
+
+def _perturbed(of, ball, gamma=5e-3, sample_loss=None):
+    return WeightPerturbed(of(ball, sample_loss=sample_loss), gamma)
+
 
 METHODS = {
     "standard": Standard,
@@ -44,8 +48,8 @@ METHODS = {
     "mart": Mart,
     "alp": Pairing,
     "clp": partial(Pairing, labels_at="clean"),
-    "awp": lambda ball, gamma=5e-3: WeightPerturbed(Attacked.pgd(ball), gamma),
-    "trades-awp": lambda ball, gamma=5e-3: WeightPerturbed(Trades(ball), gamma),
+    "awp": partial(_perturbed, Attacked.pgd),
+    "trades-awp": partial(_perturbed, Trades),
     "dale": Dale,
     "fast-bat": FastBat,
     "ssds": Ssds,
@@ -54,30 +58,13 @@ METHODS = {
     "certified": Certified,
     "ibp": partial(Certified, bound="ibp"),
 }
-REGRESSION_METHODS = {
-    **{name: partial(LeastSquares, attack=name) for name in least_squares.ATTACKS},
-    "free": least_squares.SquaredFree,
-    "gradalign": least_squares.SquaredGradAlign,
-    "trades": least_squares.SquaredTrades,
-    "alp": least_squares.SquaredPairing,
-    "clp": partial(least_squares.SquaredPairing, labels_at="clean"),
-    "awp": lambda ball, gamma=5e-3: WeightPerturbed(LeastSquares(ball), gamma),
-    "trades-awp": lambda ball, gamma=5e-3: WeightPerturbed(
-        least_squares.SquaredTrades(ball), gamma
-    ),
-    "dale": least_squares.SquaredDale,
-    "fast-bat": least_squares.SquaredFastBat,
-    "ssds": least_squares.SquaredSsds,
-    "nolam": partial(least_squares.SquaredSsds, variant="nolam"),
-    "nolag": partial(least_squares.SquaredSsds, variant="nolag"),
-}
-OF_TASK = {"classification": METHODS, "regression": REGRESSION_METHODS}
-_BOUND_OF_CLASSES = "it bounds margins between classes; ConvexRobustRegressor has a certified loss"
 _ONLY_CLASSES = {
-    "mart": "it needs the probabilities of classes; 'trades' is nearest to it",
-    "certified": _BOUND_OF_CLASSES,
-    "ibp": _BOUND_OF_CLASSES,
+    "mart": Mart.only_classes,
+    "certified": Certified.only_classes,
+    "ibp": Certified.only_classes,
 }
+REGRESSION_METHODS = {name: make for name, make in METHODS.items() if name not in _ONLY_CLASSES}
+OF_TASK = {"classification": METHODS, "regression": REGRESSION_METHODS}
 IMAGES = {"mnist": load_mnist, "fashion-mnist": load_fashion_mnist, "cifar10": load_cifar10}
 TABLES = ("breast-cancer", "digits")
 NETWORKS = ("two-layer", "cnn", "resnet18", "wide-resnet")
@@ -92,8 +79,8 @@ def create_method(
     ----------
     method : str or callable
         A name in `METHODS` (for regression, `REGRESSION_METHODS`), or what makes a method of a
-        ball: a class of `deep.methods` or `deep.least_squares`, with its options by
-        `functools.partial`.
+        ball: a class of `deep.methods`, with its options by `functools.partial`. One that takes a
+        ``sample_loss`` is given that of the task.
     ball : LpBall
         The threat model.
     n_rows : int
@@ -111,6 +98,8 @@ def create_method(
         For a name that is not known, a method of another task, an option that the method does not
         have, or a ball that it cannot take.
     """
+    if task not in OF_TASK:
+        raise ValueError(f"task must be one of {sorted(OF_TASK)}, got {task!r}.")
     factory = OF_TASK[task].get(method, method) if isinstance(method, str) else method
     if not callable(factory):
         reason = f" ({_ONLY_CLASSES[method]})" if method in _ONLY_CLASSES else ""
@@ -123,14 +112,33 @@ def create_method(
     if unknown:
         raise ValueError(f"method {method!r} has no option {unknown}; it has {list(legal)[1:]}.")
     supplied = {"n_rows": n_rows, "random_state": random_state}
+    if "sample_loss" in legal and legal["sample_loss"].default is None:
+        supplied["sample_loss"] = LOSS_OF_TASK[task]
     made = factory(ball, **{k: v for k, v in supplied.items() if k in legal} | options)
+    check_method(made)
     of_made = getattr(innermost(made), "task", "classification")
     if of_made != task:
         raise ValueError(
             f"method {type(innermost(made)).__name__} is one of {of_made}, for {task} give one of "
-            f"{sorted(OF_TASK[task])}; see convexrobust.deep.least_squares for those of regression."
+            f"{sorted(OF_TASK[task])}, or sample_loss={LOSS_OF_TASK[task]} to one that takes it."
         )
     return made
+
+
+def check_method(method) -> None:
+    """Raise ValueError unless it is an object with a step, as `deep.methods.Method`."""
+    if callable(getattr(method, "step", None)) and not isinstance(method, type):
+        return
+    if isinstance(method, type):
+        got = f"the class {method.__name__}: give an object, {method.__name__}(ball)"
+    elif isinstance(method, str):
+        got = f"{method!r}: create_method makes one of a name, which are {sorted(METHODS)}"
+    else:
+        got = f"{method!r}"
+    raise ValueError(
+        "method must be an object that trains by batches, such as Trades(ball) of "
+        f"convexrobust.deep.methods, got {got}."
+    )
 
 
 def create_network(name, shape, n_outputs, *, width=64) -> torch.nn.Module:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy._core.multiarray import _reconstruct  # what a pickled array calls
 
 __all__ = ["load_cifar10", "load_fashion_mnist", "load_mnist"]
 
@@ -225,7 +224,7 @@ def _undamaged(read, files):
     try:
         return read(*files)
     except (
-        *(EOFError, KeyError, OSError, ValueError, pickle.UnpicklingError),
+        *(EOFError, KeyError, MemoryError, OSError, ValueError, pickle.UnpicklingError),
         *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
     ) as error:
         names = ", ".join(str(file) for file in files)
@@ -250,7 +249,7 @@ def _checked(source, file, images, labels):
 
 def _npz_files(source, place, subset):
     def read(file):
-        with open(file, "rb") as stream, np.load(stream) as data:
+        with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as data:
             images, labels = ("X", "y") if "X" in data else (f"x_{subset}", f"y_{subset}")
             return data[images], data[labels]
 
@@ -317,12 +316,19 @@ def _joined(streams):
     return np.concatenate([part[b"data"] for part in parts]), labels
 
 
+def _array_to_fill(kind, shape, dtype):
+    """Return the empty array that a pickle then gives its state, which checks shape and bytes."""
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError(f"it asks for {kind!r} of shape {shape}, not for an array")
+    return np.ndarray(shape, np.dtype(dtype))
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Reads pickles of arrays, lists and dicts; refuses whatever else they would call."""
 
     def find_class(self, module, name):
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _reconstruct
+            return _array_to_fill
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
         if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2

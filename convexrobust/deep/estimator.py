@@ -344,10 +344,9 @@ class AdversarialRegressor(RegressorMixin, _AdversarialEstimator):
     epsilon, norm, beta
         As of `AdversarialClassifier`.
     method : str or callable, default="pgd"
-        A name in `convexrobust.deep.catalogue.REGRESSION_METHODS`, which are those of
-        `AdversarialClassifier` but "mart", "certified" and "ibp"; or what makes a method of a ball,
-        a class of `convexrobust.deep.least_squares` with options by `functools.partial`. Losses,
-        and the margin of "dale", are of standardised y.
+        As of `AdversarialClassifier`, but "mart", "certified" and "ibp", which are about classes;
+        the loss is `convexrobust.deep.losses.HalfSquares`. Losses, and the margin of "dale", are of
+        standardised y.
     width, network, n_epochs, learning_rate, batch_size, warmup, bounds
         As of `AdversarialClassifier`.
     training, random_state

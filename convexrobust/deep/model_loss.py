@@ -6,7 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
-LOSSES = ("margin", "cross-entropy")
+from convexrobust.deep.losses import output_residuals
+
+LOSSES = ("margin", "cross-entropy", "residual")
 _BINARY = ([-1], [0], [1], [-1, 1], [0, 1])
 
 
@@ -39,8 +41,8 @@ class ModelLoss:
     """
 
     def __init__(self, model, y, shape, loss="margin", target=None):
-        if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}.")
+        if loss not in LOSSES[:2]:
+            raise ValueError(f"loss must be one of {LOSSES[:2]}, got {loss!r}.")
         self.model, self.shape, self.loss = model, shape, loss
         self.y = _class_numbers("y", y)
         self.target = None if target is None else _class_numbers("targets", target)
@@ -114,6 +116,36 @@ class ModelLoss:
                     f"{name} must hold {legal} for a model with {n_outputs} output(s), "
                     f"got {classes[:5]}."
                 )
+
+
+class ModelResidual:
+    """The size of the residual of a model for regression at points, beside `ModelLoss`.
+
+    Parameters
+    ----------
+    model : callable
+        From points (n, *shape) to outputs (n,) or (n, 1).
+    y : tensor of shape (n,)
+        Targets, real numbers.
+    shape : tuple
+        The shape of one point.
+    """
+
+    def __init__(self, model, y, shape):
+        self.model, self.y, self.shape = model, y, shape
+
+    def __call__(self, X):
+        """Return the sizes (n,) at points (n, d)."""
+        return output_residuals(self.model(X.reshape(len(X), *self.shape)), self.y).abs()
+
+
+def model_loss(model, y, shape, loss="margin", target=None):
+    """Return what an attack on a model increases: `ModelLoss`, or `ModelResidual` if "residual"."""
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}.")
+    if loss != "residual":
+        return ModelLoss(model, y, shape, loss, target)
+    return ModelResidual(model, y, shape)
 
 
 def autograd_objective(objective):

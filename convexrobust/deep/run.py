@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import distributed
 
-from convexrobust.deep.methods.base import Method, accuracy, weighted
+from convexrobust.deep.losses import accuracy
+from convexrobust.deep.methods.base import Method, weighted
 from convexrobust.deep.model_loss import left_as_found
 from convexrobust.deep.processes import check_alike, gathered, process, share_buffers, shared
 from convexrobust.perturbations import LpBall
@@ -218,11 +219,13 @@ class Run:
                 distributed.broadcast(value, 0)
 
     def _take_up(self, state):
+        saved = state["settings"]
+        saved |= {"method": _named_as_now(saved.get("method"))}
         for name, value in self.settings.items():
-            if state["settings"].get(name) != value:
+            if saved.get(name) != value:
                 raise ValueError(
                     f"checkpoint {self.path} is of another training: {name} was "
-                    f"{state['settings'].get(name)!r} and is {value!r}. Give another path."
+                    f"{saved.get(name)!r} and is {value!r}. Give another path."
                 )
         state_of_method = self._own(state["methods"])
         try:
@@ -288,6 +291,40 @@ def described(value):
         options = {k: described(v) for k, v in vars(value).items() if k not in remembered}
         return {"name": type(value).__name__} | options
     return getattr(value, "__qualname__", type(value).__name__)
+
+
+def _named_as_now(method):
+    """Return a method's description, of one with squared losses by the names of today.
+
+    Until losses became a part of the methods these were classes of their own: `LeastSquares` with
+    an attack by name, and a twin ``Squared...`` of each other method.
+    """
+    if not isinstance(method, dict):
+        return method
+    if "method" in method:  # around another one
+        return method | {"method": _named_as_now(method["method"])}
+    name, loss = method.get("name", ""), "HalfSquares"
+    if name == "LeastSquares":
+        one, several = ["fgsm", {"loss": "residual"}], {"step": 1.0, "n_restarts": 1, "loss": loss}
+        attacked = {
+            "fgsm": [one, "eval"],
+            "fast": [["random_step", {"step": 1.25, "loss": loss}], "train"],
+            "n-fgsm": [["noisy_step", {"noise": 2.0, "step": 1.0, "loss": loss}], "train"],
+            "pgd": [["several_steps", {"n_steps": method["n_steps"]} | several], "eval"],
+        }
+        now = {"name": "Standard", "ball": method["ball"], "sample_loss": loss}
+        if method["attack"] == "standard":
+            return now
+        attack, mode = attacked[method["attack"]]
+        return now | {"name": "Attacked", "attack": attack, "mode": mode}
+    if not name.startswith("Squared"):
+        return method
+    now = method | {"name": name.removeprefix("Squared"), "sample_loss": loss}
+    if method.get("attack") == ["_attacked", {}]:
+        now["attack"] = ["fgsm", {"loss": "residual"}]
+    if method.get("attack") == ["largest_residuals", {"n_steps": 10}]:
+        now["attack"] = ["several_steps", {"n_steps": 10, "loss": loss}]
+    return now
 
 
 def _plain(value):

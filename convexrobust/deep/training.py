@@ -20,7 +20,9 @@ import numpy as np
 import torch
 
 from convexrobust.deep import attacks
-from convexrobust.deep.methods.base import has_one_output, innermost
+from convexrobust.deep.catalogue import check_method
+from convexrobust.deep.losses import has_one_output
+from convexrobust.deep.methods.base import innermost
 from convexrobust.deep.model_loss import ModelLoss, left_as_found
 from convexrobust.deep.processes import before_step, process
 from convexrobust.deep.run import ROBUST, History, Run, described, fingerprint, learning_rate_factor
@@ -145,6 +147,9 @@ def train(
     What a method remembers is each process's own; the checkpoint holds all of it, and as many
     processes can resume it exactly (any number, for a method that remembers nothing).
     """
+    check_method(method)
+    if attack is not None:
+        attacks.check_attack(attack)
     device = torch.device(device or next(model.parameters()).device)
     _check_options(n_epochs, schedule, warmup, keep, overfitting, validation, patience, method.ball)
     _check_files(checkpoint, log)

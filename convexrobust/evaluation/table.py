@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import beta
+from scipy.stats import binomtest
 
 
 class Measurement(NamedTuple):
@@ -92,7 +92,7 @@ class Adder:
 
     def __init__(self, rows, model, epsilon, confidence):
         self.rows, self.model, self.epsilon = rows, model, epsilon
-        self.tail = (1.0 - confidence) / 2.0
+        self.confidence = confidence
 
     def __call__(self, measure, robust, seconds, undecided=0):
         """Append a row: which samples are robust, or None if it was not measured."""
@@ -101,8 +101,7 @@ class Adder:
         if robust is not None:
             n, k = len(robust), int(robust.sum())
             accuracy = k / n
-            low = beta.ppf(self.tail, k, n - k + 1) if k > 0 else 0.0
-            high = beta.ppf(1.0 - self.tail, k + 1, n - k) if k < n else 1.0
+            low, high = binomtest(k, n).proportion_ci(self.confidence, method="exact")
         row = (self.model, self.epsilon, measure, accuracy, float(low), float(high))
         self.rows.append(Measurement(*row, n, undecided, seconds))
 

@@ -34,9 +34,12 @@ class WeightPerturbed(WrappedMethod):
 
     def __init__(self, method, gamma=5e-3):
         if not isinstance(method, LossMethod):
+            is_class = isinstance(method, type)
+            name = method.__name__ if is_class else type(method).__name__
+            reason = f"is a class: give {name}(ball)" if is_class else "updates weights otherwise"
             raise TypeError(
-                f"method must be one with a loss of its own, such as Attacked or Trades; "
-                f"{type(method).__name__} updates the weights in another way."
+                "method must be one with a loss of its own, such as Attacked(ball) or "
+                f"Trades(ball); {name} {reason}."
             )
         if not gamma >= 0.0:
             raise ValueError(f"gamma must be at least 0, got {gamma!r}.")

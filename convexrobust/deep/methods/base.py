@@ -21,9 +21,15 @@ import torch
 
 from convexrobust.attacks.region import Region
 from convexrobust.backends import torch as torch_backend
+from convexrobust.deep.losses import CrossEntropy, SampleLoss, check_sample_loss, sample_losses
 from convexrobust.deep.model_loss import left_as_found
 from convexrobust.deep.processes import process
 from convexrobust.perturbations import LpBall
+
+OF_ANY_LOSS = (
+    *("Standard", "Attacked", "Free", "GradAlign", "Trades", "Pairing", "WeightPerturbed"),
+    *("Dale", "FastBat", "Ssds"),
+)
 
 
 class Method(Protocol):
@@ -76,21 +82,46 @@ class Method(Protocol):
 class BallMethod:
     """A method with a threat model that remembers nothing: the base of most.
 
-    Losses and figures of the samples are those of `losses` and `figures`, averaged by `mean`, so
+    Losses and figures of the samples are those of its part ``sample_loss``, averaged by `mean`, so
     that a task and weights are each met in one place.
+
+    Parameters
+    ----------
+    ball : LpBall
+        The threat model.
+    sample_loss : SampleLoss, optional
+        A loss of `convexrobust.deep.losses`: `CrossEntropy`, the default, or `HalfSquares`, which
+        makes the method one of regression.
 
     Attributes
     ----------
+    only_classes : str
+        Why a method cannot take another loss than the cross-entropy; empty if it can.
     sample_weights : tensor of shape (b,) or None
         Of the samples of the batch, set by the loop; 1 on average over the data.
     """
 
     scale = 1.0
-    task = "classification"
+    only_classes = ""
+    sample_loss: SampleLoss = CrossEntropy()
     sample_weights: torch.Tensor | None = None
 
-    def __init__(self, ball):
+    def __init__(self, ball, sample_loss=None):
         self.ball = ball
+        if sample_loss is None or sample_loss == self.sample_loss:
+            return  # the default is not an option that checkpoints name
+        check_sample_loss(sample_loss)
+        if self.only_classes and sample_loss.task != "classification":
+            raise ValueError(
+                f"{type(self).__name__} cannot take {type(sample_loss).__name__}: "
+                f"{self.only_classes}. Methods of {sample_loss.task}: {', '.join(OF_ANY_LOSS)}."
+            )
+        self.sample_loss = sample_loss
+
+    @property
+    def task(self) -> str:
+        """What is trained: "classification" or "regression"."""
+        return self.sample_loss.task
 
     @property
     def current_ball(self) -> LpBall:
@@ -100,12 +131,12 @@ class BallMethod:
         )
 
     def losses(self, outputs, y) -> torch.Tensor:
-        """Return the loss of each sample, (b,); the cross-entropy here."""
-        return sample_losses(outputs, y)
+        """Return the loss of each sample, (b,)."""
+        return self.sample_loss.values(outputs, y)
 
     def figures(self, outputs, y) -> dict[str, float]:
         """Return what the log says of the outputs at the points trained on."""
-        return {"accuracy": accuracy(outputs, y)}
+        return self.sample_loss.figures(outputs, y)
 
     def mean(self, losses) -> torch.Tensor:
         """Return the mean of losses (b,) over the batch, each times the weight of its sample."""
@@ -130,10 +161,12 @@ class SamplingMethod(BallMethod):
         Seed of the generator; None for torch's own, which the loop seeds. The numbers are drawn on
         the CPU, so that they do not depend on the device. Processes that train together draw
         different ones.
+    sample_loss : SampleLoss, optional
+        As of `BallMethod`.
     """
 
-    def __init__(self, ball, random_state):
-        super().__init__(ball)
+    def __init__(self, ball, random_state, sample_loss=None):
+        super().__init__(ball, sample_loss)
         self.generator = None if random_state is None else torch.Generator()
         if self.generator is not None:
             rank = process()[0]
@@ -232,43 +265,6 @@ def innermost(method) -> Method:
     while hasattr(method, "method"):
         method = method.method
     return method
-
-
-def sample_losses(outputs, y) -> torch.Tensor:
-    r"""Return the cross-entropy of each sample, (b,), at least in single precision.
-
-    :math:`\log(1 + e^{-y f})` with one output (labels -1 / +1 or 0 / 1),
-    :math:`\log \sum_c e^{f_c} - f_y` with several.
-    """
-    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-    if has_one_output(outputs):
-        sign = torch.where(y > 0, 1.0, -1.0).to(outputs)
-        return torch.nn.functional.softplus(-sign * outputs.reshape(len(y)))
-    return torch.nn.functional.cross_entropy(outputs, y.long(), reduction="none")
-
-
-def has_one_output(outputs) -> bool:
-    """Whether outputs are those (b,) or (b, 1) of a binary classifier with one output."""
-    return outputs.ndim == 1 or outputs.shape[1] == 1
-
-
-def log_probabilities(outputs, y) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the log-probabilities (b, C) of the classes, C = 2 with one output, and labels 0 .."""
-    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-    if has_one_output(outputs):
-        margin = outputs.reshape(len(y))
-        both = torch.stack([-margin, margin], dim=1)
-        return torch.nn.functional.logsigmoid(both), (y > 0).long()
-    return torch.nn.functional.log_softmax(outputs, dim=1), y.long()
-
-
-def accuracy(outputs, y) -> float:
-    """Return the share of the samples that the outputs classify rightly."""
-    if has_one_output(outputs):
-        right = (outputs.reshape(len(y)) > 0) == (y > 0)
-    else:
-        right = outputs.argmax(dim=1) == y
-    return right.sum().item() / len(y)
 
 
 def input_gradient(model, x, y, mode="eval", losses=sample_losses) -> torch.Tensor:

@@ -9,7 +9,7 @@ from convexrobust.attacks.region import Region
 from convexrobust.backends import torch as torch_backend
 from convexrobust.deep.methods.base import LossMethod
 from convexrobust.deep.networks import Normalize
-from convexrobust.losses import Logistic
+from convexrobust.losses import Logistic, MarginLoss
 from convexrobust.perturbations import DUAL_NORM
 
 BOUNDS = ("slope", "ibp")
@@ -49,6 +49,8 @@ class Certified(LossMethod):
         :math:`\varphi`, a loss of `convexrobust.losses`; by default `Logistic`, the cross-entropy.
     """
 
+    only_classes = "it bounds margins between classes; ConvexRobustRegressor has a certified loss"
+
     def __init__(self, ball, bound="slope", clean_share=0.0, loss=None):
         if bound not in BOUNDS:
             raise ValueError(f"bound must be one of {BOUNDS}, got {bound!r}.")
@@ -56,6 +58,10 @@ class Certified(LossMethod):
             raise ValueError(f"bound='ibp' propagates boxes: the norm must be inf, got {ball.p!r}.")
         if not 0.0 <= clean_share <= 1.0:
             raise ValueError(f"clean_share must be in [0, 1], got {clean_share!r}.")
+        if not (loss is None or isinstance(loss, MarginLoss)):
+            raise ValueError(
+                f"loss must be a loss of margins, such as Hinge() or Logistic(), got {loss!r}."
+            )
         super().__init__(ball)
         self.bound, self.clean_share, self.margin_loss = bound, clean_share, loss or Logistic()
 

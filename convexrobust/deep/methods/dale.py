@@ -11,12 +11,10 @@ from convexrobust.backends import torch as torch_backend
 from convexrobust.deep.methods.base import (
     SamplingMethod,
     descend,
-    has_one_output,
 )
 from convexrobust.deep.model_loss import autograd_objective, left_as_found
 
 _LARGE_MULTIPLIER = 100.0  # the robust loss then hardly counts
-_CERTAIN = 30.0  # above it, log log(1 + exp(-m)) is -m to 1e-13
 _BELOW_1 = 1.0 - 2.0**-24  # the largest number below 1: the logarithm of 0 would be infinite noise
 
 
@@ -42,8 +40,8 @@ class Dale(SamplingMethod):
     ball : LpBall
         The threat model.
     margin : float
-        The largest mean clean cross-entropy :math:`\rho` that is allowed, in nats. The default can
-        always be kept with two classes, where chance has 0.69.
+        The largest mean clean loss :math:`\rho` that is allowed, in nats for the cross-entropy. The
+        default can always be kept with two classes, where chance has 0.69.
     dual_step : float
         Step :math:`\eta_d` of the multiplier, which starts at 1.
     multiplier : float, optional
@@ -58,6 +56,8 @@ class Dale(SamplingMethod):
         The mode in which the model is sampled; None for the one it is in.
     random_state : int or None
         Seed of the noise.
+    sample_loss : SampleLoss, optional
+        `CrossEntropy`, the default, or `HalfSquares` of `convexrobust.deep.losses`.
 
     Attributes
     ----------
@@ -104,8 +104,9 @@ class Dale(SamplingMethod):
         step=0.25,
         mode="eval",
         random_state=0,
+        sample_loss=None,
     ):
-        super().__init__(ball, random_state)
+        super().__init__(ball, random_state, sample_loss)
         check_counts(n_steps=n_steps)
         if step <= 0.0 or dual_step <= 0.0:
             raise ValueError(f"step and dual_step must be positive, got {step!r}, {dual_step!r}.")
@@ -137,7 +138,8 @@ class Dale(SamplingMethod):
     def sample(self, model, x, y) -> torch.Tensor:
         """Return perturbed points of the shape of x, drawn around x (b, ...) with labels y (b,)."""
         region = Region(torch_backend, x.detach().flatten(1), self.current_ball)
-        objective = autograd_objective(lambda X: self.log_losses(model(X.reshape(x.shape)), y))
+        logarithms = self.sample_loss.logarithms
+        objective = autograd_objective(lambda X: logarithms(model(X.reshape(x.shape)), y))
         points = region.X
         with left_as_found(model, self.mode):
             for _ in range(self.n_steps):
@@ -145,10 +147,6 @@ class Dale(SamplingMethod):
                 ascent = gradient + self._noise(region)
                 points = region.moved(points + region.steepest(points, ascent, self.length))
         return region.checked(points).reshape(x.shape)
-
-    def log_losses(self, outputs, y) -> torch.Tensor:
-        """Return the logarithm of the loss of each sample, (b,)."""
-        return log_losses(outputs, y)
 
     def state_dict(self) -> dict:
         """Return the multiplier and the state of the generator."""
@@ -184,20 +182,3 @@ class Dale(SamplingMethod):
                 RuntimeWarning,
                 stacklevel=3,
             )
-
-
-def log_losses(outputs, y) -> torch.Tensor:
-    r"""Return the logarithm of the cross-entropy of each sample (b,), also where that underflows.
-
-    The cross-entropy is :math:`\log(1 + e^{-m})` with the margin m = y f of one output, and
-    :math:`m = f_y - \log \sum_{c \ne y} e^{f_c}` of several.
-    """
-    outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-    if has_one_output(outputs):
-        margin = torch.where(y > 0, 1.0, -1.0).to(outputs) * outputs.reshape(len(y))
-    else:
-        label = y.long()[:, None]
-        rivals = outputs.scatter(1, label, -torch.inf)
-        margin = outputs.gather(1, label)[:, 0] - torch.logsumexp(rivals, dim=1)
-    excess = torch.relu(margin - _CERTAIN)  # by which the logarithm falls like the margin rises
-    return torch.nn.functional.softplus(excess - margin).log() - excess

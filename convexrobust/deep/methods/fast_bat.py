@@ -55,6 +55,8 @@ class FastBat(SamplingMethod):
         The mode in which the model is attacked; None for the one it is in.
     random_state : int or None
         Seed of the random starts.
+    sample_loss : SampleLoss, optional
+        `CrossEntropy`, the default, or `HalfSquares` of `convexrobust.deep.losses`.
 
     Raises
     ------
@@ -86,8 +88,9 @@ class FastBat(SamplingMethod):
         step=2.0,
         mode="eval",
         random_state=0,
+        sample_loss=None,
     ):
-        super().__init__(ball, random_state)
+        super().__init__(ball, random_state, sample_loss)
         check_counts(n_steps=n_steps)
         if step <= 0.0:
             raise ValueError(f"step must be positive, got {step!r}.")

@@ -24,16 +24,18 @@ class Free(BallMethod):
         Steps on each batch.
     step : float
         Length of the step of the perturbation in units of the ball.
+    sample_loss : SampleLoss, optional
+        `CrossEntropy`, the default, or `HalfSquares` of `convexrobust.deep.losses`.
 
     References
     ----------
     Shafahi et al., arXiv 1904.12843.
     """
 
-    def __init__(self, ball, n_replays=8, step=1.0):
+    def __init__(self, ball, n_replays=8, step=1.0, sample_loss=None):
         if n_replays < 1:
             raise ValueError(f"n_replays must be at least 1, got {n_replays!r}.")
-        super().__init__(ball)
+        super().__init__(ball, sample_loss)
         self.n_replays, self.length = n_replays, step
         self.delta = None
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
-from convexrobust.deep import attacks
-from convexrobust.deep.methods.attacked import Attacked
+from convexrobust.deep.methods.attacked import Attacked, one_step_on
 from convexrobust.deep.methods.base import Around, input_gradient, uniform_noise
 
 
@@ -30,19 +27,21 @@ class GradAlign(Attacked):
         As in `Attacked`; by default one full step from the point itself.
     mode : {"eval", "train"}
         The mode of the model while it is attacked.
+    sample_loss : SampleLoss, optional
+        `CrossEntropy`, the default, or `HalfSquares` of `convexrobust.deep.losses`.
 
     References
     ----------
     Andriushchenko and Flammarion, arXiv 2007.02617.
     """
 
-    def __init__(self, ball, weight=0.2, attack=None, mode="train"):
-        attack = attack or partial(attacks.fgsm, loss="cross-entropy")
-        super().__init__(ball, attack, mode)
+    def __init__(self, ball, weight=0.2, attack=None, mode="train", sample_loss=None):
+        attack = attack or one_step_on(sample_loss or self.sample_loss)
+        super().__init__(ball, attack, mode, sample_loss)
         self.weight = weight
 
     def loss(self, model, x, points, y):
-        """Return the mean cross-entropy of the attacked points plus the weighted misalignment."""
+        """Return the mean loss of the attacked points plus the weighted misalignment."""
         ball = self.current_ball
         there = Around(x, ball).moved(x + uniform_noise(x, ball)).requires_grad_()
         here = input_gradient(model, x, y, mode=None, losses=self.losses)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from convexrobust.deep.losses import accuracy, divergence, log_probabilities
 from convexrobust.deep.methods.attacked import Attacked
-from convexrobust.deep.methods.base import accuracy, log_probabilities
-from convexrobust.deep.methods.trades import divergence
 
 
 class Mart(Attacked):
@@ -17,8 +16,8 @@ class Mart(Attacked):
 
     Parameters
     ----------
-    ball, attack, mode
-        As in `Attacked`.
+    ball, attack, mode, sample_loss
+        As in `Attacked`, but it cannot be a loss of regression.
     weight : float
         Weight of the last term.
 
@@ -28,8 +27,10 @@ class Mart(Attacked):
     ICLR 2020.
     """
 
-    def __init__(self, ball, weight=5.0, attack=None, mode="eval"):
-        super().__init__(ball, attack, mode)
+    only_classes = "it needs the probabilities of classes; 'trades' is nearest to it"
+
+    def __init__(self, ball, weight=5.0, attack=None, mode="eval", sample_loss=None):
+        super().__init__(ball, attack, mode, sample_loss)
         self.weight = weight
 
     def loss(self, model, x, points, y):

@@ -51,6 +51,8 @@ class Ssds(BallMethod):
         sample's loss in units of the ball, which hardly moves those of well-fitted samples.
     n_inner : int
         Steps of the perturbations in a visit, each but the last at the cost of a gradient.
+    sample_loss : SampleLoss, optional
+        `CrossEntropy`, the default, or `HalfSquares` of `convexrobust.deep.losses`.
 
     Attributes
     ----------
@@ -99,8 +101,9 @@ class Ssds(BallMethod):
         decay=0.0,
         ascent="steepest",
         n_inner=1,
+        sample_loss=None,
     ):
-        super().__init__(ball)
+        super().__init__(ball, sample_loss)
         check_variant(variant)
         check_counts(n_rows=n_rows, n_inner=n_inner)
         if ascent not in ASCENTS:

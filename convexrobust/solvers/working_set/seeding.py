@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from convexrobust.adam import Adam
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.network import TwoLayerReLU
 from convexrobust.perturbations import DUAL_NORM
@@ -20,7 +21,7 @@ from convexrobust.solvers.memory import keep_freed
 from convexrobust.solvers.working_set.columns import joined
 from convexrobust.solvers.working_set.point import Point
 
-_DECAY_1, _DECAY_2, _TINY = 0.9, 0.999, 1e-12
+_TINY = 1e-12
 _TRAINED_ROWS = 4000  # that a first network is trained on, at most
 _ARRAYS = 8  # of the size of rows times neurons in a step of training
 
@@ -71,7 +72,7 @@ def train_certified(
     """
     rng = np.random.default_rng(random_state)
     U, A = _first_weights(program, width, rng) if start is None else _weights_of(start, program)
-    bound, adam = _CertifiedBound(program), _Adam([U, A])
+    bound, adam = _CertifiedBound(program), Adam([U, A])
     keep_freed(_ARRAYS * len(program.X) * U.shape[1])
     for step in range(n_steps):
         share = min(1.0, (step + 1) / (warmup * n_steps)) if warmup > 0.0 else 1.0
@@ -216,27 +217,6 @@ class _CertifiedBound:
         place = (np.arange(len(scaled)), np.abs(scaled).argmax(axis=1))
         peak[place] = np.sign(scaled[place])
         return axes * peak
-
-
-class _Adam:
-    """Adam (Kingma and Ba, arXiv 1412.6980) on a list of arrays."""
-
-    def __init__(self, weights):
-        self.mean = [np.zeros_like(w) for w in weights]
-        self.square = [np.zeros_like(w) for w in weights]
-        self.count = 0
-
-    def step(self, weights, gradients, rate):
-        """Return the weights after one step."""
-        self.count += 1
-        moved = []
-        for i, (w, g) in enumerate(zip(weights, gradients, strict=True)):
-            self.mean[i] += (1.0 - _DECAY_1) * (g - self.mean[i])
-            self.square[i] += (1.0 - _DECAY_2) * (g * g - self.square[i])
-            mean = self.mean[i] / (1.0 - _DECAY_1**self.count)
-            square = self.square[i] / (1.0 - _DECAY_2**self.count)
-            moved.append(w - rate * mean / (np.sqrt(square) + _TINY))
-        return moved
 
 
 def _first_weights(program, width, rng):
