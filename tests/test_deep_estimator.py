@@ -343,8 +343,8 @@ class TestLeastSquares:
 
     def test_several_outputs_are_refused(self):
         model = torch.nn.Linear(2, 3)
+        method = Attacked(LpBall(2, 0.1), sample_loss=HalfSquares())
         with pytest.raises(ValueError, match="regression has one output"):
-            method = Attacked(LpBall(2, 0.1), sample_loss=HalfSquares())
             method.points(model, torch.zeros(4, 2), torch.zeros(4))
 
     def test_targets_of_residuals_are_refused(self):
@@ -364,7 +364,9 @@ class TestSampleLoss:
 
     def test_what_is_no_loss_is_refused(self):
         ball = LpBall(2, 0.1)
-        with pytest.raises(ValueError, match="sample_loss must be CrossEntropy.. or HalfSquares"):
+        with pytest.raises(
+            ValueError, match=r"sample_loss must be CrossEntropy\(\) or HalfSquares"
+        ):
             Trades(ball, sample_loss="squares")
         with pytest.raises(ValueError, match=r"got the class HalfSquares: give HalfSquares\(\)"):
             Attacked.pgd(ball, sample_loss=HalfSquares)

@@ -36,7 +36,11 @@ class WeightPerturbed(WrappedMethod):
         if not isinstance(method, LossMethod):
             is_class = isinstance(method, type)
             name = method.__name__ if is_class else type(method).__name__
-            reason = f"is a class: give {name}(ball)" if is_class else "updates weights otherwise"
+            reason = (
+                f"is a class: give {name}(ball)"
+                if is_class
+                else "updates the weights in another way"
+            )
             raise TypeError(
                 "method must be one with a loss of its own, such as Attacked(ball) or "
                 f"Trades(ball); {name} {reason}."
