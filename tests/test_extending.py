@@ -6,22 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.preprocessing import scale
 
 from convexrobust import (
-    AdversarialClassifier,
-    AdversarialRegressor,
     ConvexRobustClassifier,
-    ConvexRobustRegressor,
     InteriorPoint,
     LpBall,
     WorkingSet,
 )
 from convexrobust.attacks import worst_margin_objective
+from convexrobust.backends import numpy as xp
+from convexrobust.deep import AdversarialClassifier, AdversarialRegressor
 from convexrobust.evaluation import evaluate_robustness
-from convexrobust.losses import Hinge
+from convexrobust.losses import Hinge, Logistic
 from convexrobust.network import TwoLayerReLU
+from convexrobust.patterns import enumerate_patterns
 from convexrobust.solvers import ADMM, ConicSolver, ProgramRefusedError
 from tests.cases import small_data, small_program
 
@@ -56,10 +56,10 @@ class TestLoss:
         rng = np.random.default_rng(0)
         a = rng.uniform(size=(5, 3))
         margins = rng.normal(scale=3.0, size=(20_000, 3))
-        losses = self.loss.value(example_backend(), margins)
+        losses = self.loss.value(xp, margins)
         reached = [np.max(-margins @ row - losses) for row in a]
         assert np.all(reached <= self.loss.conjugate(a) + 1e-12)
-        at_kinks = -a.sum(axis=1) - self.loss.value(example_backend(), np.ones((5, 3)))
+        at_kinks = -a.sum(axis=1) - self.loss.value(xp, np.ones((5, 3)))
         np.testing.assert_allclose(at_kinks, self.loss.conjugate(a))
 
     def test_bound_is_no_more_than_the_optimum_whatever_the_multipliers(self):
@@ -83,36 +83,38 @@ class TestLoss:
 
 
 class TestSolver:
-    solver = example("solver").RoundedLBFGS()
+    solver = example("solver").ActiveRows(first=8)
 
     @pytest.mark.parametrize("ball", [LINF, LpBall(2, 0.1), LpBall(1, 0.1)], ids=["inf", "2", "1"])
-    def test_optimum(self, ball):
-        program = small_program(Hinge(), ball)
+    @pytest.mark.parametrize("n_classes", [2, 3])
+    def test_optimum(self, ball, n_classes):
+        D = enumerate_patterns(small_data(n=40)[0])[:, ::60]
+        program = small_program(Hinge(), ball, n_classes=n_classes, n=40, D=D)
         found, optimum = self.solver.solve(program), InteriorPoint().solve(program).objective
         assert found.status == "optimal"
         assert found.lower_bound <= optimum * (1.0 + 1e-6)
-        assert optimum * (1.0 - 1e-6) <= found.objective <= optimum * 1.01
+        assert optimum * (1.0 - 1e-6) <= found.objective <= optimum * (1.0 + 1e-4)
 
     def test_in_the_estimators_and_around_it(self):
-        X, y = small_data(n=30)
+        X, y = small_data(n=60)
         model = ConvexRobustClassifier(0.1, beta=0.02, solver=self.solver, random_state=0)
         sampled = model.fit(X[:, :-1], y)
-        assert sampled.gap_ <= 0.01 * sampled.objective_
-        around = WorkingSet(solver=self.solver, width=8, max_rounds=2)
+        assert len(sampled.solution_.history) > 1  # not all rows were needed at once
+        assert sampled.gap_ <= 1e-4 * sampled.objective_
+        around = WorkingSet(solver=self.solver, width=4, n_new=4, max_rounds=2)
         generated = model.set_params(solver=around).fit(X[:, :-1], y)
-        assert generated.solution_.solver == "WorkingSet(RoundedLBFGS)"
-        assert generated.objective_ - generated.lower_bound_ <= 0.02
-
-    def test_regression(self):
-        X, y = small_data("regression", n=30)
-        model = ConvexRobustRegressor(0.05, beta=0.02, solver=self.solver, random_state=0)
-        assert model.fit(X[:, :-1], y).solution_.status == "optimal"
+        assert generated.solution_.solver == "WorkingSet(ActiveRows)"
+        assert generated.solution_.status == "optimal"
 
     def test_refusals_reach_the_user(self):
         X, y = small_data()
-        model = ConvexRobustClassifier(formulation="hard", solver=self.solver)
-        with pytest.raises(ProgramRefusedError, match="no cones as constraints"):
-            model.fit(X[:, :-1], y)
+        for options, text in (
+            ({"formulation": "hard"}, "no cones as constraints"),
+            ({"loss": Logistic()}, "Logistic is 'logistic': use ConicSolver"),
+        ):
+            model = ConvexRobustClassifier(solver=self.solver, **options)
+            with pytest.raises(ProgramRefusedError, match=text):
+                model.fit(X[:, :-1], y)
 
 
 class TestNorm:
@@ -134,22 +136,22 @@ class TestNorm:
 class TestMethod:
     method = example("method").GradientPenalty
 
-    def test_loss_is_the_worst_case_of_a_linear_model(self):
+    def test_loss_grows_by_the_dual_norm_of_its_gradient(self):
         torch = pytest.importorskip("torch")
         model = torch.nn.Linear(3, 1).double()
         x, y = torch.randn(6, 3).double(), torch.randn(6).double()
         method = self.method(LINF)
         loss, _ = method.loss(model, x, x, (y > 0).double())
         losses = method.losses(model(x), (y > 0).double())
-        slope = torch.autograd.grad(losses.sum(), model.bias)[0].numel()
-        assert slope == 1
-        assert loss > losses.mean()
-        still, _ = self.method(LpBall(np.inf, 0.0)).loss(model, x, x, (y > 0).double())
-        torch.testing.assert_close(still, losses.mean())
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(method.losses(model(x), (y > 0).double()).sum(), x)
+        expected = losses.mean() + 0.1 * gradient.abs().sum(dim=1).mean()
+        torch.testing.assert_close(loss, expected)
 
     def test_makes_networks_robust(self):
-        X, y = iris()
-        options = {"epsilon": 0.3, "random_state": 0, "training": {"n_epochs": 60}}
+        X, y = load_breast_cancer(return_X_y=True)
+        X, y = scale(X)[:200, :10], y[:200]
+        options = {"epsilon": 0.3, "random_state": 0, "training": {"n_epochs": 150}}
         scores = [
             AdversarialClassifier(method=method, **options).fit(X, y).robust_score(X, y)
             for method in ("standard", self.method)
@@ -173,7 +175,7 @@ class TestAttack:
         X, slopes = rng.normal(size=(20, 4)), rng.normal(size=(20, 4))
         points = self.attack(lambda Z: (np.sum(slopes * Z, axis=1), slopes), X, ball)
         rise = np.sum(slopes * (points - X), axis=1)
-        best = np.sum(slopes * ball.steepest(example_backend(), slopes), axis=1)
+        best = np.sum(slopes * ball.steepest(xp, slopes), axis=1)
         assert np.all(rise <= best * (1.0 + 1e-12))
         assert np.all(rise >= 0.99 * best)
 
@@ -182,7 +184,7 @@ class TestAttack:
         model = ConvexRobustClassifier(0.1, beta=1e-2, n_patterns=10, random_state=0).fit(X, y)
         suite = {"frank-wolfe": self.attack, "pgd-100": {"attack": "pgd", "n_steps": 100}}
         table = evaluate_robustness(model, X, y, [0.5], suite=suite)
-        found = {row.measure: row.accuracy for row in table.measurements}
+        found = {row.measure: row.accuracy for row in table.rows}
         assert {"frank-wolfe", "pgd-100"} <= set(found)
         assert found["exact"] <= found["frank-wolfe"] <= found["clean"]
 
@@ -194,10 +196,3 @@ class TestAttack:
         points = self.attack(objective, X, ball)
         assert np.all((points >= 0.0) & (points <= 1.0))
         assert np.all(ball.length(points - X) <= 1.0 + 1e-9)
-
-
-def example_backend():
-    """Return the backend of NumPy, on which examples compute here."""
-    from convexrobust.backends import numpy as backend
-
-    return backend

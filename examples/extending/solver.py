@@ -1,118 +1,111 @@
-"""A solver: quasi-Newton steps on a program whose kinks are rounded, less and less.
+"""A solver: the program on the rows that matter, which another solver solves.
 
-A program's formulas take the backend that they compute with as an argument. Here that is torch with
-kinks of width ``mu`` rounded, so that automatic differentiation and SciPy's L-BFGS do the rest. The
-derivatives of the rounded loss and of the rounded supports are a dual point, whose bound is valid
-whatever the rounding.
+The hinge of a row beyond its threshold is 0, and at the optimum most rows are there. So solve the
+program on some rows, let those of positive loss join, and stop when the certificate on all rows
+says that none is missing: rows left out have multipliers of 0, which is a dual point as good as
+any.
 """
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
-import torch
-from scipy.optimize import minimize
 
-from convexrobust.backends import torch as torch_backend
+from convexrobust import GroupLasso, InteriorPoint
+from convexrobust.backends import numpy as xp
 from convexrobust.duality import Multipliers
-from convexrobust.solvers.contract import check_accepted
+from convexrobust.losses import LossKind
+from convexrobust.solvers.contract import check_accepted, refusal_of
 from convexrobust.solvers.monitor import Monitor
-from convexrobust.solvers.residuals import best_cone_multipliers
-
-_WIDTHS = 0.1 * 0.25 ** np.arange(10)  # of the kinks, one after the other
 
 
-class RoundedLBFGS:
-    """Solve soft programs by L-BFGS on rounded ones.
+class ActiveRows:
+    """Solve soft programs on the rows of positive loss.
 
     Parameters
     ----------
     tol : float
-        Relative gap between the certified objective and the lower bound to stop at.
-    max_iter : int
-        Steps at most for each rounding.
+        Relative gap on all rows to stop at.
+    solver : Solver, optional
+        Of the programs on some rows; by default `InteriorPoint`.
+    first : int
+        Rows to begin with.
     """
 
-    def __init__(self, tol=1e-2, max_iter=300):
+    def __init__(self, tol=1e-4, solver=None, first=20):
         self.tol = tol
-        self.max_iter = max_iter
+        self.solver = InteriorPoint(tol / 10.0) if solver is None else solver
+        self.first = first
 
     def refusal(self, program):
         """Return what this solver cannot treat of a program, and which can; else None."""
         if program.formulation != "soft":
-            return "RoundedLBFGS takes no cones as constraints: use InteriorPoint() or ADMM()."
+            return "ActiveRows takes no cones as constraints: use InteriorPoint()."
         if program.copy_of is not None:
-            return "RoundedLBFGS takes no copies of samples: use ConicSolver()."
-        return None
+            return "ActiveRows takes no copies of samples: use ConicSolver()."
+        if program.loss.kind != LossKind.SMALLEST_MARGIN:
+            return (
+                f"ActiveRows needs a loss that is 0 beyond a margin, and "
+                f"{type(program.loss).__name__} is '{program.loss.kind}': use ConicSolver()."
+            )
+        return refusal_of(self.solver, program)
 
     def solve(self, program, start=None):
-        """Return the best certified iterate; warn if its gap is not closed."""
+        """Return the best certified point; warn if its gap is not closed."""
         check_accepted(self, program)
-        monitor = Monitor(program, "RoundedLBFGS", self.tol)
-        U = np.zeros((2, *program.shape))
-        if start is not None and start.V.shape == program.shape:
-            U = np.stack([start.V, start.W])
+        monitor = Monitor(program, "ActiveRows", self.tol)
+        rows = np.linspace(0, len(program.X) - 1, min(self.first, len(program.X))).astype(int)
         n_iter = 0
         with monitor.running():
-            for mu in _WIDTHS:
-                xp = rounded(mu)
-                U, n_steps = improved(program, U, xp, self.max_iter)
-                n_iter += n_steps
-                if monitor.record(n_iter, *U, dual_point(program, U, xp)):
+            while True:
+                part, share = restricted(program, rows)
+                found = self.solver.solve(part)
+                n_iter += found.n_iter
+                multipliers = on_all_rows(program, part, rows, share, found.multipliers)
+                if monitor.record(n_iter, found.V, found.W, multipliers):
                     break
+                losses = program.loss.value(xp, program.margins(xp, found.V, found.W))
+                losses[rows] = 0.0
+                new = np.argsort(-losses)[: min(np.sum(losses > 0.0), len(rows))]
+                if len(new) == 0:  # the other solver's gap is what is left
+                    break
+                rows = np.union1d(rows, new)
         return monitor.solution()
 
 
-def rounded(mu):
-    """Return the torch backend with kinks of width mu rounded."""
+def restricted(program, rows):
+    """Return the program on some rows, and their share of all weights.
 
-    def size(A):
-        return torch.sqrt(A**2 + mu**2)
-
-    def largest(A, axis):
-        return mu * torch.logsumexp(A / mu, dim=axis)
-
-    def norm(A, q, axis):
-        if q == 2:
-            return torch.sqrt((A**2).sum(dim=axis) + mu**2)
-        return size(A).sum(dim=axis) if q == 1 else largest(size(A), axis)
-
-    return SimpleNamespace(
-        **{
-            **vars(torch_backend),
-            "abs": size,
-            "norm": norm,
-            "pos": lambda A: (A + size(A)) / 2.0,
-            "row_max": lambda A: largest(A, 1),
-        }
+    Its objective is that of the program over the share: the mean is over these rows alone.
+    """
+    share = program.weight[rows].sum()
+    part = replace(
+        program,
+        X=program.X[rows],
+        y=program.y[rows],
+        D=program.D[rows],
+        sample_weight=program.weight[rows],
+        regularizer=GroupLasso(program.regularizer.beta / share),
     )
+    return part, share
 
 
-def improved(program, U, xp, max_iter):
-    """Return weights (2, C, d, P) that are better for a rounded program, and the steps taken."""
+def on_all_rows(program, part, rows, share, found):
+    """Return the multipliers of a program on some rows as those of the whole one."""
 
-    def value_and_gradient(flat):
-        weights = torch.tensor(flat.reshape(U.shape), requires_grad=True)
-        value = program.objective(xp, *weights)
-        value.backward()
-        return value.item(), weights.grad.numpy().ravel()
+    def spread(values, places, n):
+        full = np.zeros((n, values.shape[1]))
+        full[places] = share * values
+        return full
 
-    options = {"maxiter": max_iter, "maxfun": 2 * max_iter}
-    found = minimize(value_and_gradient, U.ravel(), jac=True, method="L-BFGS-B", options=options)
-    return found.x.reshape(U.shape), found.nit
+    def of_cones(found, all_rows, part_rows):
+        places = [np.searchsorted(a, rows[r]) for a, r in zip(all_rows, part_rows, strict=True)]
+        parts = zip(found, places, all_rows, strict=True)
+        return [spread(b, at, len(every)) for b, at, every in parts]
 
-
-def dual_point(program, U, xp):
-    """Return the multipliers that the derivatives of a rounded program are."""
-    V, W = torch.tensor(U)
-    margins = program.margins(xp, V, W).requires_grad_()
-    (a,) = torch.autograd.grad(-program.mean_loss(xp, margins), margins)
-    P = {}
-    for e, slope in program.margin_slopes(xp, program.slopes(xp, V, W)).items():
-        shares = a[:, np.equal(program.margin_map.slope_of, e)].sum(dim=1)
-        slope.requires_grad_()
-        (worst,) = torch.autograd.grad(shares @ program.sets.support(xp, slope), slope)
-        P[e] = worst.numpy()
-    n_patterns = program.D.shape[1]
-    rows = program.rows_v, program.rows_w
-    zeros = [[np.zeros((len(r), n_patterns)) for r in of_side] for of_side in rows]
-    return best_cone_multipliers(program, Multipliers(a.numpy(), P, *zeros), n_iter=200, tol=1e-2)
+    n = len(program.X)
+    return Multipliers(
+        spread(found.margins, rows, n),
+        {e: spread(P, rows, n) for e, P in found.slopes.items()},
+        of_cones(found.cones_v, program.rows_v, part.rows_v),
+        of_cones(found.cones_w, program.rows_w, part.rows_w),
+    )
