@@ -22,20 +22,20 @@ from convexrobust.solvers.compiled import compiles
 _FEW_THREADS = 3  # kernels use one; from here on tensors, with three times the passes, catch up
 
 
-def fused_iteration(parts: Parts, state: State) -> FusedIteration | None:
+def fused_iteration(parts: Parts, like: Blocks) -> FusedIteration | None:
     """Return the `FusedIteration` of a program, None where there is none or it does not pay."""
     on_cpu = parts.X.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
     if not (on_cpu and compiles(parts.program)):
         return None
     from convexrobust.solvers.admm import kernels  # imports numba
 
-    return FusedIteration(parts, state.s, kernels)
+    return FusedIteration(parts, like, kernels)
 
 
 class FusedIteration:
     """The iteration of `TensorIteration`, unperturbed or perturbed in boxes.
 
-    Its methods take the state ``s`` as `_Arrays` and the weights ``w`` as `_Weighted`, and write
+    The blocks of the state are to be contiguous. Methods take the state ``s`` as `_Arrays` and the weights ``w`` as `_Weighted`, and write
     what they find into the room that is made here, for good.
 
     Parameters

@@ -69,9 +69,10 @@ class Splitting:
         if start is not None and isinstance(start.state, Weights):
             weights = start.state
         self.rho = Weights(*(weight / len(program.X) for weight in weights))
-        self.state, self.found = _start(self.parts, self.rho, start)
-        compiled = fused_iteration(self.parts, self.state) if fused else None
+        state, self.found = _start(self.parts, self.rho, start)
+        compiled = fused_iteration(self.parts, state.s) if fused else None
         self.iteration = compiled or TensorIteration(self.parts)
+        self.state = state.contiguous() if compiled else state
 
     def advance(self, n_steps):
         """Take steps of the iteration."""
@@ -159,7 +160,7 @@ def _start(parts, rho, start) -> tuple[State, Found]:
     s = copies if point is None else copies.each(torch.add, _scaled(parts, rho, point, found))
     gaps, XH, RT = cones.start(U, copies.A, b, pulled, reached, rho)
     last = torch.zeros_like(copies.Z[:, :, 0])
-    return State(s.each(torch.Tensor.contiguous), a, gaps, b, XH, RT, last), found
+    return State(s, a, gaps, b, XH, RT, last), found
 
 
 def _scaled(parts, rho, point, found) -> Blocks:

@@ -79,6 +79,10 @@ class State(NamedTuple):
     RT: torch.Tensor | None
     last: torch.Tensor
 
+    def contiguous(self) -> State:
+        """Return the state with contiguous blocks, in the same memory where they are."""
+        return self._replace(s=self.s.each(torch.Tensor.contiguous))
+
 
 class Found(NamedTuple):
     """What the last iteration found; the next one may overwrite it.
