@@ -184,8 +184,9 @@ def test_steps_of_the_reaches_reach_the_proximal_point(ball):
     rng = np.random.default_rng(0)
     Z0, A0 = rng.normal(size=(2, 1, 3, 2)), rng.normal(size=(2, 1, 2)) / 3
     rho_z, rho_a, beta = 2.0, 5.0, 0.6
+    last = torch.zeros(2, 1, 2, dtype=torch.float64)
     for _ in range(100):
-        Z, A = reach.prox(torch.as_tensor(Z0), rho_z, torch.as_tensor(A0), rho_a, beta)
+        Z, A = reach.prox(torch.as_tensor(Z0), rho_z, torch.as_tensor(A0), rho_a, beta, last)
     for index in np.ndindex(2, 1, 2):
         side, output, neuron = index
         z, bound = cp.Variable(3), cp.Variable()
@@ -206,8 +207,9 @@ def test_steps_of_reaches_of_boxes_reach_the_proximal_point(ratio):
     shape, rho_z, beta = (2, 1, 5, 2000), 3.0, 0.5
     Z0, A0 = torch.as_tensor(rng.normal(size=(2, *shape)) * [[[[[0.5]]]], [[[[0.1]]]]])
     reach, rho_a = BoxReach(program_of(Hinge(), BALLS[-1]).sets, Z0[0, 0, 0, 0]), rho_z / ratio
+    last = torch.zeros(2, 1, 2000, dtype=torch.float64)
     for _ in range(20):
-        Z, A = reach.prox(Z0, rho_z, A0, rho_a, beta)
+        Z, A = reach.prox(Z0, rho_z, A0, rho_a, beta, last)
     low, high = torch.zeros(2, 1, 1, 2000), torch.ones(2, 1, 1, 2000)
     for _ in range(60):
         s = (low + high) / 2.0

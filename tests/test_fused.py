@@ -16,6 +16,7 @@ from convexrobust import (
     LpBall,
     Solution,
     SquaredHinge,
+    duality,
     sample_patterns,
 )
 from convexrobust.solvers import ADMM, InteriorPoint, compiled
@@ -49,10 +50,13 @@ def iterated(splitting, n_steps):
 
 def arrays(splitting):
     """Return everything that the next iteration or a certificate depends on."""
-    cones, blocks = splitting.cones, (*splitting.state, *splitting.z, *splitting.x)
-    of_cones = (cones.gaps, cones.b, cones.XH, cones.RT, cones.pulled, cones.reached)
+    (s, *others), (z, x, *products) = splitting.state, splitting.found
     weights = torch.tensor(splitting.weights())
-    return [a for a in (*blocks, *of_cones, splitting.a, weights) if a is not None]
+    return [a for a in (*s, *others, *z, *x, *products, weights) if a is not None]
+
+
+def is_fused(splitting):
+    return isinstance(splitting.iteration, fused.FusedIteration)
 
 
 def away_from_ties(program):
@@ -63,9 +67,9 @@ def away_from_ties(program):
 
 def assert_same_iterates(program, dtype="float64", rtol=1e-7, start=None):
     like = scalar_like(dtype, "cpu")
-    in_one, on_tensors = (Splitting(program, like, start) for _ in range(2))
-    assert in_one.fused is not None
-    on_tensors.fused = None
+    in_one, on_tensors = (Splitting(program, like, start, fused=by) for by in (True, False))
+    assert is_fused(in_one)
+    assert not is_fused(on_tensors)
     pairs = zip(arrays(iterated(in_one, 20)), arrays(iterated(on_tensors, 20)), strict=True)
     for a, b in pairs:
         assert a.shape == b.shape
@@ -200,7 +204,7 @@ def test_a_start_is_taken_over(ball):
 )
 def test_others_stay_on_tensors(program):
     assert not compiled.compiles(program)
-    assert Splitting(program, scalar_like("float64", "cpu"), None).fused is None
+    assert not is_fused(Splitting(program, scalar_like("float64", "cpu")))
 
 
 def test_nominal_programs_of_any_ball():
@@ -209,13 +213,15 @@ def test_nominal_programs_of_any_ball():
 
 def test_without_numba_or_with_many_threads_it_stays_on_tensors(monkeypatch):
     program, like = program_of(), scalar_like("float64", "cpu")
+    compiled._numba_works.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert Splitting(program, like, None).fused is None
+        assert not is_fused(Splitting(program, like))
+    compiled._numba_works.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: fused._FEW_THREADS + 1)
-        assert Splitting(program, like, None).fused is None
-    assert Splitting(program, like, None).fused is not None
+        assert not is_fused(Splitting(program, like))
+    assert is_fused(Splitting(program, like))
 
 
 def test_a_numba_that_cannot_be_imported_is_told(monkeypatch):
@@ -225,7 +231,7 @@ def test_a_numba_that_cannot_be_imported_is_told(monkeypatch):
     compiled._numba_works.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="cannot be imported"):
-            assert Splitting(program, like, None).fused is None
+            assert not is_fused(Splitting(program, like))
     finally:
         compiled._numba_works.cache_clear()
 
@@ -250,3 +256,33 @@ def test_multipliers_that_were_handed_out_stay():
     splitting.advance(10)
     for a, b in zip((handed.margins, handed.cones_v[0], handed.slopes[0], V), copies, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("by_numba", [True, False])
+@pytest.mark.parametrize("ball", [NOMINAL, ROBUST, BOUNDED], ids=["nominal", "shared", "boxes"])
+def test_before_the_first_step_it_shows_the_start(ball, by_numba):
+    """The weights and the dual point are those that it takes over."""
+    program = program_of(ball=ball)
+    start = ADMM(1e-3).solve(program)
+    splitting = Splitting(program, scalar_like("float64", "cpu"), start, fused=by_numba)
+    np.testing.assert_array_equal(splitting.point(), (start.V, start.W))
+    found, given = splitting.multipliers(), duality.repaired(program, start.multipliers)
+    pairs = [(found.margins, given.margins), (found.cones_v[0], given.cones_v[0])]
+    pairs += [(found.slopes[e], slope) for e, slope in given.slopes.items() if found.slopes]
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=1e-9 * np.abs(given.margins).max())
+    again = Splitting(program, scalar_like("float64", "cpu"), start, fused=by_numba)
+    again.advance(5)
+    np.testing.assert_array_equal(splitting.point(), (start.V, start.W))
+
+
+@pytest.mark.parametrize("by_numba", [True, False])
+def test_steps_at_once_are_steps_one_by_one(by_numba):
+    """All that a step needs is in the state and the weights."""
+    like, program = scalar_like("float64", "cpu"), program_of(ball=BOUNDED)
+    at_once, one_by_one = (Splitting(program, like, fused=by_numba) for _ in range(2))
+    at_once.advance(7)
+    for _ in range(7):
+        one_by_one.advance(1)
+    for a, b in zip(arrays(at_once), arrays(one_by_one), strict=True):
+        assert torch.equal(a, b)

@@ -45,7 +45,7 @@ def projected_gradient(program, like):
 
 def admm(program, like):
     """Return the iterate of `ADMM` and its step."""
-    splitting = Splitting(program, like, None)
+    splitting = Splitting(program, like)
     return splitting, partial(splitting.advance, 1)
 
 

@@ -308,10 +308,9 @@ def per_iteration(measure, program, few=1, many=2):
 
 def operations(program, n_iter):
     """Count the operations in matrix products of the iteration on tensors."""
-    splitting = Splitting(program, scalar_like("float64", "cpu"), None)
+    splitting = Splitting(program, scalar_like("float64", "cpu"), fused=False)
     with FlopCounterMode(display=False) as counter:
-        for _ in range(n_iter):
-            splitting.iterate()
+        splitting.advance(n_iter)
     return counter.get_total_flops()
 
 

@@ -1,28 +1,20 @@
 r"""The alternating direction method of multipliers on tensors, for every program and any size.
 
-Each part of the program that couples variables gets a copy of what it sees, so that every part is
-solved exactly (following Boyd et al. 2011 for the method; the splitting is our own):
+Each part of the program that couples variables (loss, cone rows, norms) gets a copy z of what it
+sees, a linear function Kx of the weights x, so that each is solved exactly (Boyd et al. 2011 for
+the method; the splitting is our own). With the state s, copies plus scaled multipliers, and weights
+:math:`\rho` of the copies, which are balanced now and then, an iteration is
 
-* the slopes of the margins, :math:`M_e = \sum_c T_{ec} \circ D (V_c - W_c)'` (n x d), on which the
-  loss and the perturbations of the slope act, sample by sample;
-* the pre-activations :math:`H = X U` and the reaches :math:`T_{ki} = \rho_k(u_i)` (n x P), on which
-  the cone rows or slacks act;
-* the weights U themselves, with the group norm and the epigraph of :math:`\rho`.
+.. math::
 
-What remains for U is least squares whose normal operator is a sum of two Kronecker products,
+    z = \operatorname{prox}(s), \qquad
+    x = \operatorname*{argmin}_x\ \|K x - (2 z - s)\|_\rho^2, \qquad
+    s \leftarrow s + 1.6\,(K x - z).
 
-.. math:: (\rho_h X'X + \rho_z I)\, \Delta + 2 \rho_m\, \Delta\, G, \qquad
-          G = \sum_e (T_e \circ D)'(T_e \circ D),
-
-for the difference :math:`\Delta = V - W`, and its first term alone for V + W. Two
-eigendecompositions, made once, solve it for every choice of the weights :math:`\rho`, which can
-therefore be adapted block by block for nothing. An iteration costs matrix products only, linear in
-the number of rows.
-
-From the bottom up: `gram` and `kronecker` are the least squares; `reach`, `cones`, `margin_prox`
-with `balance` the proximal steps; `splitting` the iteration on tensors, for any program, device and
-precision; `fused` the same one on arrays, with the compiled `kernels`, for perturbations in boxes
-on a CPU; and `solver` the loop around it.
+The normal operator of x is a sum of two Kronecker products, which two eigendecompositions, made
+once, invert for every :math:`\rho`. An iteration costs matrix products, linear in the number of
+rows. The copies are those of `splitting`; `iteration` takes the steps on tensors, and `fused` those
+on arrays, with compiled `kernels`; `solver` is the loop around them.
 """
 
 from convexrobust.solvers.admm.solver import ADMM

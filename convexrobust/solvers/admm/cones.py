@@ -1,4 +1,4 @@
-r"""The copies of the pre-activations and reaches, on which the cone rows or slacks act.
+r"""The cone rows or slacks, which act on copies of the pre-activations and reaches.
 
 In ADMM every cone row, :math:`\rho_k(u_i) - S_{ki} x_k'u_i \le s_{ki}`, has a copy h of its
 pre-activation and t of its reach. The proximal step sees the two only as the gap t - S h, and least
@@ -49,8 +49,10 @@ class Charge(NamedTuple):
     shared_slope: torch.Tensor | None = None
 
 
-class ConeCopies:
-    """The cone rows of a program in ADMM, those of all sides and outputs stacked into (m, P).
+class ConeRows:
+    """The cone rows of a program, those of all sides and outputs stacked into (m, P).
+
+    Their data never change; the methods take the state, gaps and multipliers b, as `State` has it.
 
     Parameters
     ----------
@@ -62,26 +64,29 @@ class ConeCopies:
         X'X.
     reach : SharedReach or BoxReach, optional
         The reaches; None without perturbations.
-    rho, rho_reach : float
-        First weights of the pre-activations and of the reaches.
+
+    Attributes
+    ----------
+    buffer : Tensor of shape (m, P)
+        Room for one array of the rows; every method may overwrite it.
     """
 
-    def __init__(self, program, X, gram, reach, rho, rho_reach):
-        self.reach, self.soft = reach, program.formulation == "soft"
-        self.rho, self.rho_reach = rho, rho_reach
-        self.gram = gram
+    def __init__(self, program, X, gram, reach=None):
+        self.gram, self.reach, self.soft = gram, reach, program.formulation == "soft"
         self.blocks = _blocks(program, X)
-        if reach is not None:
-            self.reaches = [reach.of_rows(block.rows) for block in self.blocks]
+        rows = [block.rows for block in self.blocks]
+        self.reaches = [] if reach is None else [reach.of_rows(r) for r in rows]
         opposite = 1.0 - 2.0 * xp.constant(program.D, X)
-        self.opposite = torch.cat([opposite[block.rows] for block in self.blocks])  # -S
-        self.b, self.buffer = torch.zeros_like(self.opposite), torch.empty_like(self.opposite)
-        self._find_payers(program, X)
+        self.opposite = torch.cat([opposite[r] for r in rows])  # -S
+        self.buffer = torch.empty_like(self.opposite)
+        self.own, self.shared, self.payers, self.sharers = self._find_payers(program, X)
 
     def _find_payers(self, program, X):
         """Find which multipliers cap those of each slack: of one margin, or all of a sample.
 
-        Slacks of W are shared by all margins where there are several outputs.
+        Slacks of W are shared by all margins where there are several outputs. Returned are the
+        slices of own and of shared slacks, the margin of each own one, as its place in a (E, n),
+        and the sample of each shared one.
         """
         n, last = len(X), self.blocks[-1].part.stop
         rows = torch.cat([block.rows for block in self.blocks])
@@ -93,26 +98,21 @@ class ConeCopies:
             sign = -1.0 if block.side == 0 else 1.0
             pays = sign * program.margin_map.directions[block.rows.cpu().numpy(), :, block.output]
             margins.append(torch.as_tensor((pays > 0).argmax(axis=1), device=X.device))
-        self.own, self.shared = slice(0, n_own), slice(n_own, last)
-        self.payers = (torch.cat(margins) * n + rows)[self.own]
-        self.sharers = rows[self.shared]
+        own, shared = slice(0, n_own), slice(n_own, last)
+        return own, shared, (torch.cat(margins) * n + rows)[own], rows[shared]
 
-    @property
-    def kappa(self) -> float:
-        """Slack that is left for each unit by which a multiplier is capped."""
-        return 1.0 / self.rho + (0.0 if self.reach is None else 1.0 / self.rho_reach)
+    def kappa(self, rho) -> float:
+        """Return the slack that is left for each unit by which a multiplier is capped."""
+        return 1.0 / rho.preactivations + (0.0 if self.reach is None else 1.0 / rho.reaches)
 
-    def start(self, U, A, b=None):
-        """Set the state to that of weights U (2, C, d, P), bounds A and multipliers b.
+    def start(self, U, A, b, pulled, reached, rho):
+        """Return gaps, X'H and R'T at weights U (2, C, d, P), bounds A and multipliers b.
 
-        ``b`` is a list of arrays, those of V and then of W, one for each output.
+        ``pulled`` and ``reached`` are the `adjoint` of b.
         """
-        if b is not None:
-            self.b = torch.cat(b)
-        self.gaps = self._gaps(U, A) + self.kappa * self.b
-        pulled, reached = self._products(U, A)
-        self.XH = self.gram.product(U) - pulled / self.rho
-        self.RT = None if A is None else self.reach.gram(A) + reached / self.rho_reach
+        gaps = self._gaps(U, A) + self.kappa(rho) * b
+        XH = self.gram.product(U) - pulled / rho.preactivations
+        return gaps, XH, None if A is None else self.reach.gram(A) + reached / rho.reaches
 
     def _gaps(self, U, A):
         """Return R A - S (X U) at all rows, in the buffer."""
@@ -128,13 +128,8 @@ class ConeCopies:
             reach.add_to(gaps[block.part], A[block.side, block.output])
         return gaps
 
-    def pull(self, b, U, A):
-        """Return X'(S b) and R'b for a list b as in `start`, of the shapes of U and A."""
-        return self._products(U, A, torch.cat(b))
-
-    def _products(self, U, A, b=None):
+    def adjoint(self, b, U, A):
         """Return X'(S b) and R'b, of the shapes of U (2, C, d, P) and A; None without reaches."""
-        b = self.b if b is None else b
         signed = torch.mul(self.opposite, b, out=self.buffer)
         pulled, reached = torch.empty_like(U), None if A is None else torch.empty_like(A)
         for k, (side, output, part, _, X) in enumerate(self.blocks):
@@ -145,13 +140,13 @@ class ConeCopies:
 
     # ---------------------------------------------------------------- one iteration
 
-    def charge(self, a) -> Charge | None:
+    def charge(self, a, gaps, kappa) -> Charge | None:
         """Return what the slacks cost at multipliers a (E, n); None for cone constraints."""
         if not self.soft:
             return None
-        excess = torch.sub(self.gaps, self._caps(a), alpha=self.kappa, out=self.buffer)
+        excess = torch.sub(gaps, self._caps(a), alpha=kappa, out=self.buffer)
         value = excess.clamp_min_(0.0).sum(dim=1)
-        slope = self.kappa * excess.sign_().sum(dim=1)
+        slope = kappa * excess.sign_().sum(dim=1)
         own = [
             a.new_zeros(a.numel()).index_copy_(0, self.payers, paid[self.own]).view(a.shape)
             for paid in (value, slope)
@@ -171,40 +166,40 @@ class ConeCopies:
             caps = torch.cat([caps, a.sum(dim=0)[self.sharers]])
         return caps[:, None]
 
-    def settle(self, a):
+    def settle(self, a, gaps, kappa, b):
         """Set the multipliers b for those of the margins, a (E, n)."""
-        torch.mul(self.gaps, 1.0 / self.kappa, out=self.b).clamp_min_(0.0)
+        torch.mul(gaps, 1.0 / kappa, out=b).clamp_min_(0.0)
         if self.soft:
-            torch.minimum(self.b, self._caps(a), out=self.b)
+            torch.minimum(b, self._caps(a), out=b)
 
-    def targets(self, U, A):
+    def targets(self, state, pulled, reached, rho):
         """Return X'(2 h - s) and R'(2 t - s), s the state of the copies h and t."""
-        self.pulled, self.reached = self._products(U, A)
-        XH = torch.add(self.XH, self.pulled, alpha=2.0 / self.rho)
+        XH = torch.add(state.XH, pulled, alpha=2.0 / rho.preactivations)
         if self.reach is None:
             return XH, None
-        return XH, torch.sub(self.RT, self.reached, alpha=2.0 / self.rho_reach)
+        return XH, torch.sub(state.RT, reached, alpha=2.0 / rho.reaches)
 
-    def move(self, U, A, relaxation):
-        """Move the state towards the new weights."""
+    def move(self, state, found, rho, relaxation):
+        """Move the state towards the new weights x."""
+        U, A = found.x.Z, found.x.A
         gaps = self._gaps(U, A)
-        self.gaps.lerp_(gaps.add_(self.b, alpha=self.kappa), relaxation)
-        self.XH.lerp_(
-            torch.sub(self.gram.product(U), self.pulled, alpha=1.0 / self.rho), relaxation
-        )
+        state.gaps.lerp_(gaps.add_(state.b, alpha=self.kappa(rho)), relaxation)
+        XH = torch.sub(self.gram.product(U), found.pulled, alpha=1.0 / rho.preactivations)
+        state.XH.lerp_(XH, relaxation)
         if self.reach is not None:
-            reached = torch.add(self.reach.gram(A), self.reached, alpha=1.0 / self.rho_reach)
-            self.RT.lerp_(reached, relaxation)
+            RT = torch.add(self.reach.gram(A), found.reached, alpha=1.0 / rho.reaches)
+            state.RT.lerp_(RT, relaxation)
 
-    def copies(self, gaps):
-        """Return the copies of the gaps that the proximal step made of a state."""
-        return gaps - self.kappa * self.b
+    # ---------------------------------------------------------------- changes of the weights
 
-    def imbalance(self, U, A, copies, old):
-        """Return relative primal and dual errors of a step, given its copies and older ones."""
-        gaps = self._gaps(U, A)
+    def imbalance(self, x, b, kappa, copies, old):
+        """Return relative primal and dual errors of a step, given copies of the gaps and old ones.
+
+        The step found weights and bounds in ``x`` and multipliers b.
+        """
+        gaps = self._gaps(x.Z, x.A)
         primal = _norm(gaps - copies) / max(_norm(gaps), _norm(copies), _TINY)
-        return primal, _norm(copies - old) / max(self.kappa * _norm(self.b), _TINY)
+        return primal, _norm(copies - old) / max(kappa * _norm(b), _TINY)
 
     def _ratio(self, U, A):
         """Return how large the pre-activations of the cone rows are, relative to the reaches."""
@@ -216,23 +211,27 @@ class ConeCopies:
             return 1.0
         return float(np.clip(sizes[0] / sizes[1], 1.0 / _LARGEST_RATIO, _LARGEST_RATIO))
 
-    def rescale(self, factor, U, A):
-        """Multiply the weights by a factor, keeping copies and multipliers.
+    def rebalanced(self, rho, factor, x):
+        """Return the weights with those of pre-activations and reaches multiplied by a factor.
 
-        The scaled multipliers of reaches and pre-activations, b divided by their weights, are to be
-        in proportion to what they are multipliers of: its sizes at weights U and bounds A.
+        Their scaled multipliers, b divided by their weights, are to be in proportion to what they
+        are multipliers of: its sizes at weights and bounds ``x``.
         """
-        before = self.kappa, 1.0 / self.rho, 1.0 / self.rho_reach
-        product, ratio = self.rho * self.rho_reach * factor**2, self._ratio(U, A)
-        self.rho, self.rho_reach = float(np.sqrt(product / ratio)), float(np.sqrt(product * ratio))
-        self.gaps.add_(self.b, alpha=self.kappa - before[0])
-        self.XH = self.XH - (1.0 / self.rho - before[1]) * self.pulled
-        if self.reach is not None:
-            self.RT = self.RT + (1.0 / self.rho_reach - before[2]) * self.reached
+        product, ratio = rho.preactivations * rho.reaches * factor**2, self._ratio(x.Z, x.A)
+        preactivations, reaches = float(np.sqrt(product / ratio)), float(np.sqrt(product * ratio))
+        return rho._replace(preactivations=preactivations, reaches=reaches)
 
-    def multipliers(self, side):
-        """Return the multipliers of one side (0: V, 1: W) as NumPy arrays, one for each output."""
-        b = self.b.double().cpu().numpy()
+    def rescale(self, state, found, old, new):
+        """Move the state from old to new weights, in place, keeping copies and multipliers."""
+        state.gaps.add_(state.b, alpha=self.kappa(new) - self.kappa(old))
+        of_h = 1.0 / new.preactivations - 1.0 / old.preactivations
+        state.XH.sub_(of_h * found.pulled)
+        if self.reach is not None:
+            state.RT.add_((1.0 / new.reaches - 1.0 / old.reaches) * found.reached)
+
+    def multipliers(self, b, side):
+        """Return multipliers b of one side (0: V, 1: W) as NumPy arrays, one for each output."""
+        b = b.double().cpu().numpy()
         return [b[block.part].copy() for block in self.blocks if block.side == side]
 
 

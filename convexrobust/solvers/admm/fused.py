@@ -2,323 +2,304 @@
 
 On small programs nearly all of an iteration's time is the calling of some 400 operations on
 tensors. Here the same iteration is a dozen matrix products and as many compiled kernels, several
-times as fast. The state is that of `ADMM`, which remains in charge of all that is not done in every
-iteration.
+times as fast, for l-inf perturbations or none. It acts on arrays in the memory of the `State`.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 
+from convexrobust.solvers.admm.fused_reach import fused_reach
+from convexrobust.solvers.admm.gram import Gram
+from convexrobust.solvers.admm.iteration import Parts
 from convexrobust.solvers.admm.margin_prox import SETTLED, SMALLEST
-from convexrobust.solvers.admm.reach import NEWTON_STEPS, ROUNDING, BoxReach
+from convexrobust.solvers.admm.state import RELAXATION, Blocks, Found, State, Weights
 from convexrobust.solvers.compiled import compiles
 
 _FEW_THREADS = 3  # kernels use one; from here on tensors, with three times the passes, catch up
 
 
-def fused_iteration(splitting) -> FusedIteration | None:
-    """Return the `FusedIteration` of a splitting, None where there is none or it does not pay."""
-    on_cpu = splitting.X.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
-    if not (on_cpu and compiles(splitting.program)):
+def fused_iteration(parts: Parts, like: Blocks) -> FusedIteration | None:
+    """Return the `FusedIteration` of a program, None where there is none or it does not pay."""
+    on_cpu = parts.X.device.type == "cpu" and torch.get_num_threads() <= _FEW_THREADS
+    if not (on_cpu and compiles(parts.program)):
         return None
     from convexrobust.solvers.admm import kernels  # imports numba
 
-    return FusedIteration(splitting, kernels)
+    return FusedIteration(parts, like, kernels)
 
 
 class FusedIteration:
-    """The iteration of a splitting, unperturbed or perturbed in boxes.
+    """The iteration of `TensorIteration`, unperturbed or perturbed in boxes.
 
-    Arrays of weights have shape (2, C, d, P), V and W, and those of bounds (2, C, q, P).
-
-    The state has the names of `ADMM`: s in M, Z, A and ``gaps``, multipliers in a and b, products
-    X'H and R'T in XH and RT, their adjoints of b in ``pulled`` and ``reached``, and proximal and
-    least-squares points with prefixes z and x; ``last`` is what the step of the reaches starts at.
+    The blocks of the state are to be contiguous. Methods take the state ``s`` as `_Arrays` and the weights ``w`` as `_Weighted`, and write
+    what they find into the room that is made here, for good.
 
     Parameters
     ----------
-    splitting : Splitting
-        The state of `ADMM`. Arrays share its memory where they can.
+    parts : Parts
+        The program. Arrays share its memory where they can.
+    like : Blocks
+        The shapes to make room for.
     kernels : module
         `convexrobust.solvers.admm.kernels`.
     """
 
-    def __init__(self, splitting, kernels):
+    def __init__(self, parts: Parts, like: Blocks, kernels):
         self.kernels = kernels
-        program, prox, cones = splitting.program, splitting.prox, splitting.cones
-        squares = splitting.least_squares
-        self.beta = float(program.regularizer.beta)
-        self.X, self.D = _array(splitting.X), _array(squares.D)
-        self.directions = _array(squares.directions)
-        self.gram, self.columns_vectors = squares.gram.numpy(), squares.columns_vectors.numpy()
-        # Of the margins: radii of the boxes, and what their step takes of the loss.
-        self.radii = self.X[:0] if prox.reach is None else _array(prox.reach)
-        self.offsets, self.unit = prox.offsets.numpy(), prox.unit
-        one_margin = len(self.offsets) == program.n_outputs == 1
+        self.problem = _problem_of(parts)
+        self.payers = _Payers(parts)
+        self.reach = fused_reach(parts, kernels)
+        self.shifts = parts.least_squares.shifts
+        self.kappa = parts.cones.kappa
+        one_margin = len(self.problem.offsets) == self.problem.directions.shape[2] == 1
         self.prox_of_loss = kernels.margin_prox if one_margin else kernels.margins_prox
-        of_samples = prox.balance.weight, prox.balance.cap, prox.balance.fall
-        threshold = np.nan if prox.balance.logistic else float(program.loss.threshold)
-        self.loss = threshold, *(part.numpy() for part in of_samples)
-        # Of the cone rows, those of V and then of W.
-        self.opposite = cones.opposite.numpy()
-        self.blocks = [((b.side, b.output), b.part, b.X.numpy()) for b in cones.blocks]
-        self._find_payers(cones)
-        self.reach = _reach_of(splitting, kernels)
-        self._allocate(splitting)
+        reached = None if like.A is None else _empty_like(like.A)
+        z, x = (like.each(_empty_like) for _ in range(2))
+        self.found = Found(z, x, _empty_like(like.Z), reached)
+        self.z, self.x = self._blocks(z), self._blocks(x)
+        self.pulled, self.reached = self.found.pulled.numpy(), self._bounds(reached)
+        self.room = _room_of(self.problem, parts.cones.buffer.numpy())
 
-    def _find_payers(self, cones):
-        """Find which margins cap the multipliers of a cone row, and which rows a margin pays for.
-
-        Rows that all margins of a sample share are the last.
-        """
-        self.soft, self.payers, self.sharers = cones.soft, None, None
-        self.charged, self.shared = np.empty((0, 0), np.intp), np.empty(0, np.intp)
-        self.caps = np.full(len(self.opposite), np.inf, self.X.dtype)
-        if not cones.soft:
-            return
-        self.payers, self.sharers = cones.payers.numpy(), cones.sharers.numpy()
-        self.charged = np.argsort(self.payers).reshape(self.offsets.shape)
-        self.shared = len(self.payers) + np.argsort(self.sharers)
-
-    def _allocate(self, splitting):
-        """Make room for what an iteration finds anew: tensors, and the same memory as arrays."""
-        self.scratch = splitting.cones.buffer.numpy()
-        state = splitting.state
-        self.z, self.x = (state.each(_empty_like) for _ in range(2))
-        self.pulled_adjoint = _empty_like(state.Z)
-        self.reached_adjoint = None if state.A is None else _empty_like(state.A)
-        self.z_M, self.z_Z, self.z_A = self._arrays(self.z)
-        self.x_M, self.x_Z, self.x_A = self._arrays(self.x)
-        self.pulled = self.pulled_adjoint.numpy()
-        self.reached = self._bounds(self.reached_adjoint)
-        self.right, self.x_XH = np.empty_like(self.z_Z), np.empty_like(self.z_Z)
-        _, n_outputs, d, P = self.right.shape
-        self.of_slopes = np.empty((n_outputs, d, P), self.X.dtype)
-        self.both = np.empty((2, d, n_outputs * P), self.X.dtype)  # V + W, and V - W rotated
-        self.total = self.both[0].reshape(d, n_outputs, P)
-        self.difference = np.empty((d, n_outputs, P), self.X.dtype)
-        self.rotation_is_cheap = n_outputs * P < self.gram.cost / 2
-        self.aim = np.empty((n_outputs, *self.X.shape), self.X.dtype)
-        self.outputs = self.aim  # which is spent when the outputs' slopes are found
-
-    def _arrays(self, blocks):
-        """Return the arrays of a block."""
-        return blocks.M.numpy(), blocks.Z.numpy(), self._bounds(blocks.A)
+    def _blocks(self, blocks):
+        """Return blocks as arrays."""
+        return Blocks(blocks.M.numpy(), blocks.Z.numpy(), self._bounds(blocks.A))
 
     def _bounds(self, tensor):
         """Return bounds as an array (2, C, q, P), without rows where there are none."""
-        n_outputs, P = self.directions.shape[2], self.D.shape[1]
+        n_outputs, P = self.problem.directions.shape[2], self.problem.D.shape[1]
         if tensor is None:
-            return np.empty((2, n_outputs, 0, P), self.X.dtype)
+            return np.empty((2, n_outputs, 0, P), self.problem.X.dtype)
         return tensor.view(2, n_outputs, self.reach.size, P).numpy()
 
-    def advance(self, splitting, n_steps, relaxation):
-        """Take steps of the iteration, leaving the splitting as its own would."""
-        self._take_over(splitting)
+    def advance(self, state: State, rho: Weights, n_steps) -> Found:
+        """Move the state by some steps, at weights ``rho``; return what the last found."""
+        s, w = self._arrays(state), self._weighted(rho)
         for _ in range(n_steps):
-            self._proximal_step()
-            self._linear_step()
-            self._move(relaxation)
-        self._hand_back(splitting)
+            self._proximal_step(s, w)
+            self._move(s, w, *self._linear_step(s, w))
+        return self.found
 
-    # ---------------------------------------------------------------- state
+    def _arrays(self, state):
+        """Return the state as arrays, in its memory."""
+        blocks, (a, gaps, b, XH, last) = (
+            self._blocks(state.s),
+            (tensor.numpy() for tensor in (state.a, state.gaps, state.b, state.XH, state.last)),
+        )
+        return _Arrays(*blocks, a, gaps, b, XH, self._bounds(state.RT), last)
 
-    def _take_over(self, splitting):
-        """Look at the state as arrays, to be changed in place."""
-        cones, reach = splitting.cones, splitting.reach
-        splitting.state = state = splitting.state.each(torch.Tensor.contiguous)
-        self.rho_m, self.rho_z, self.rho_a = splitting.rho
-        self.rho_h, self.rho_t, self.kappa = cones.rho, cones.rho_reach, cones.kappa
-        self.M, self.Z, self.A = self._arrays(state)
-        self.a, self.gaps, self.b = splitting.a.numpy(), cones.gaps.numpy(), cones.b.numpy()
-        self.XH, self.RT = cones.XH.numpy(), self._bounds(cones.RT)
-        if reach is not None and reach.last is None:
-            reach.last = torch.zeros_like(state.Z[:, :, 0])
-        self.last = self.Z[:, :, 0] if reach is None else reach.last.numpy()
-        self.shifts = splitting.least_squares.shifts(self.rho_m, self.rho_z).numpy()
-        self.inverse = self.gram.inverse(self.rho_h, self.shifts)
-        self.reach.take_over(self.rho_t, self.rho_a)
-
-    def _hand_back(self, splitting):
-        """Show what the last iteration found; the state is where it was."""
-        splitting.z, splitting.x = self.z, self.x
-        splitting.cones.pulled = self.pulled_adjoint
-        splitting.cones.reached = self.reached_adjoint
+    def _weighted(self, rho):
+        """Return weights with what is computed from them once for many steps."""
+        shifts = self.shifts(rho.slopes, rho.neurons).numpy()
+        inverse = self.problem.gram.inverse(rho.preactivations, shifts)
+        of_reaches = self.reach.inverse(rho.reaches, rho.bounds)
+        return _Weighted(*rho, self.kappa(rho), shifts, inverse, of_reaches)
 
     # ---------------------------------------------------------------- one iteration
 
-    def _proximal_step(self):
+    def _proximal_step(self, s, w):
         """Set the copies z and the multipliers to the proximal point of the state."""
-        slacks = self.gaps, self.charged, self.shared
-        scales = self.rho_m, self.kappa, SMALLEST * self.unit, SETTLED * self.unit
+        p, z, payers, reach, scratch = self.problem, self.z, self.payers, self.reach, self.room.rows
+        slacks = s.gaps, payers.charged, payers.shared
+        scales = w.rho_m, w.kappa, SMALLEST * p.unit, SETTLED * p.unit
         self.prox_of_loss(
-            self.M, self.X, self.radii, self.offsets, self.directions, self.loss, slacks, scales,
-            self.a, self.z_M, self.aim,
+            s.M, p.X, p.radii, p.offsets, p.directions, p.loss, slacks, scales,
+            s.a, z.M, self.room.aim,
         )  # fmt: skip
-        self._cap()
-        self.kernels.settle(self.gaps, self.caps, self.opposite, self.kappa, self.b, self.scratch)
-        weights = self.beta, self.rho_z, self.rho_a
-        for k, (at, part, X) in enumerate(self.blocks):
-            np.matmul(X.T, self.scratch[part], out=self.pulled[at])
-            self.reach.adjoint(k, self.b[part], self.reached[at])
-            found = self.last[at], self.z_Z[at], self.z_A[at]
-            self.reach.prox(self.Z[at], self.A[at], weights, *found)
+        self.kernels.settle(s.gaps, payers.cap(s.a), p.opposite, w.kappa, s.b, scratch)
+        weights = p.beta, w.rho_z, w.rho_a
+        for k, (at, part, X) in enumerate(p.blocks):
+            np.matmul(X.T, scratch[part], out=self.pulled[at])
+            reach.adjoint(k, s.b[part], self.reached[at])
+            reach.prox(s.Z[at], s.A[at], weights, s.last[at], z.Z[at], z.A[at])
 
-    def _cap(self):
-        """Set the multipliers that cap those of the slacks."""
-        if self.soft:
-            n_own = len(self.payers)
-            np.take(self.a, self.payers, out=self.caps[:n_own])
-            np.take(self.a.sum(axis=0), self.sharers, out=self.caps[n_own:])
+    def _linear_step(self, s, w):
+        """Set the weights x, and what the outputs' slopes are, to those closest to 2 z - s.
 
-    def _linear_step(self):
-        """Set the weights x, and what the outputs' slopes are, to those closest to 2 z - s."""
-        kernels, d = self.kernels, self.X.shape[1]
-        weights = self.rho_h, 2.0, self.rho_z
-        kernels.right_side(self.XH, self.pulled, self.Z, self.z_Z, weights, self.right)
-        np.matmul(self.aim.transpose(0, 2, 1), self.D, out=self.of_slopes)
-        kernels.separate(self.right, self.of_slopes, 2.0 * self.rho_m, self.total, self.difference)
-        np.matmul(self.difference.reshape(d, -1), self.columns_vectors, out=self.both[1])
-        both = self.gram.solve(self.inverse, self.both)
-        difference = self._join(both, self.x_Z)
-        np.matmul(self.D, difference.transpose(1, 2, 0), out=self.outputs)
-        self._multiply(both)
-        weights = self.rho_t, -2.0, self.rho_a
-        kernels.right_side(self.RT, self.reached, self.A, self.z_A, weights, self.x_A)
-        self.x_RT = self.reach.divide(self.x_A)
+        Returned are X'X and R'R times the new weights and bounds.
+        """
+        kernels, p, z, x, room = self.kernels, self.problem, self.z, self.x, self.room
+        weights = w.rho_h, 2.0, w.rho_z
+        kernels.right_side(s.XH, self.pulled, s.Z, z.Z, weights, room.right)
+        np.matmul(room.aim.transpose(0, 2, 1), p.D, out=room.of_slopes)
+        total = room.both[0].reshape(room.difference.shape)
+        kernels.separate(room.right, room.of_slopes, 2.0 * w.rho_m, total, room.difference)
+        np.matmul(room.difference.reshape(len(total), -1), p.vectors, out=room.both[1])
+        both = p.gram.solve(w.inverse, room.both)
+        difference = self._join(both, x.Z)
+        np.matmul(p.D, difference.transpose(1, 2, 0), out=room.outputs)
+        XH = self._product(both, w)
+        weights = w.rho_t, -2.0, w.rho_a
+        kernels.right_side(s.RT, self.reached, s.A, z.A, weights, x.A)
+        return XH, self.reach.divide(w.inverse_of_reaches, x.A)
 
     def _join(self, both, out):
         """Set V and W from V + W and V - W rotated; return V - W (d, C, P)."""
-        difference = (both[1] @ self.columns_vectors.T).reshape(self.difference.shape)
+        difference = (both[1] @ self.problem.vectors.T).reshape(self.room.difference.shape)
         self.kernels.join(both[0].reshape(difference.shape), difference, out)
         return difference
 
-    def _multiply(self, both):
-        """Set X'H to X'X times the new weights, from V + W and V - W rotated."""
-        if self.rotation_is_cheap:  # the equations that were solved say what X'X makes of them
-            both *= self.shifts
-            np.subtract(self.both, both, out=both)
-            both /= self.rho_h
-            self._join(both, self.x_XH)
-        else:
-            self.x_XH = self.gram.product(self.x_Z)
+    def _product(self, both, w):
+        """Return X'X times the new weights, from V + W and V - W rotated, which are spent."""
+        p, room = self.problem, self.room
+        if not p.rotation_is_cheap:
+            return p.gram.product(self.x.Z)
+        both *= w.shifts  # the equations that were solved say what X'X makes of them
+        np.subtract(room.both, both, out=both)
+        both /= w.rho_h
+        self._join(both, room.XH)
+        return room.XH
 
-    def _move(self, relaxation):
-        """Move the state towards x."""
-        kernels = self.kernels
-        for k, (at, part, X) in enumerate(self.blocks):
-            np.matmul(X, self.x_Z[at], out=self.scratch[part])
-            rows = self.gaps[part], self.scratch[part], self.opposite[part]
-            reaches = self.reach.at_rows(k, self.x_A[at])
-            kernels.move_gaps(*rows, reaches, self.b[part], self.kappa, relaxation)
-        kernels.move_product(self.XH, self.x_XH, self.pulled, -1.0 / self.rho_h, relaxation)
-        kernels.move_product(self.RT, self.x_RT, self.reached, 1.0 / self.rho_t, relaxation)
-        kernels.move_slopes(self.M, self.outputs, self.directions, self.z_M, self.x_M, relaxation)
-        kernels.relax(self.Z, self.x_Z, self.z_Z, relaxation)
-        kernels.relax(self.A, self.x_A, self.z_A, relaxation)
-
-
-class _NoReach:
-    """Nothing is perturbed."""
-
-    size = 0
-
-    def __init__(self, kernels, row):
-        self.kernels, self.zero = kernels, np.zeros_like(row)
-
-    def prox(self, Z, A, weights, last, z_Z, z_A):
-        """Take the joint step of weights Z and bounds A."""
-        beta, rho_z, _ = weights
-        self.kernels.shrink(Z, beta / rho_z, z_Z)
-
-    def at_rows(self, k, A):
-        """Return R A (m, P) of block k, or one row of it where all are alike."""
-        return self.zero
-
-    def adjoint(self, k, b, out):
-        """Set ``out`` to R'b of block k."""
-
-    def take_over(self, rho_t, rho_a):
-        """Take in the weights."""
-
-    def divide(self, A):
-        """Divide by rho_t R'R + rho_a, in place; return R'R times the quotient."""
-        return A
+    def _move(self, s, w, XH, RT):
+        """Move the state towards x, for which X'H and R'T are given."""
+        kernels, p, z, x, scratch = self.kernels, self.problem, self.z, self.x, self.room.rows
+        for k, (at, part, X) in enumerate(p.blocks):
+            np.matmul(X, x.Z[at], out=scratch[part])
+            rows = s.gaps[part], scratch[part], p.opposite[part]
+            reaches = self.reach.at_rows(k, x.A[at])
+            kernels.move_gaps(*rows, reaches, s.b[part], w.kappa, RELAXATION)
+        kernels.move_product(s.XH, XH, self.pulled, -1.0 / w.rho_h, RELAXATION)
+        kernels.move_product(s.RT, RT, self.reached, 1.0 / w.rho_t, RELAXATION)
+        kernels.move_slopes(s.M, self.room.outputs, p.directions, z.M, x.M, RELAXATION)
+        kernels.relax(s.Z, x.Z, z.Z, RELAXATION)
+        kernels.relax(s.A, x.A, z.A, RELAXATION)
 
 
-class _SharedReach:
-    """As `SharedReach` in l-inf: A has one row."""
+class _Arrays(NamedTuple):
+    """The `State` as arrays; bounds, and R'T, have shape (2, C, q, P), q = 0 without."""
 
-    size = 1
-
-    def __init__(self, reach, kernels):
-        self.n, self.axes, self.kernels = reach.n, reach.axes.numpy(), kernels
-        self.ones = np.ones((1, reach.n), self.axes.dtype)
-
-    def prox(self, Z, A, weights, last, z_Z, z_A):
-        """Take the joint step of weights Z and bounds A."""
-        self.kernels.shared_prox(Z, A[0], self.axes, weights, last, z_Z, z_A[0])
-
-    def at_rows(self, k, A):
-        """Return R A (m, P) of block k, or one row of it where all are alike."""
-        return A
-
-    def adjoint(self, k, b, out):
-        """Set ``out`` to R'b of block k."""
-        np.matmul(self.ones[:, : len(b)], b, out=out)
-
-    def take_over(self, rho_t, rho_a):
-        """Take in the weights."""
-        self.divisor = rho_t * self.n + rho_a
-
-    def divide(self, A):
-        """Divide by rho_t R'R + rho_a, in place; return R'R times the quotient."""
-        A /= self.divisor
-        return self.n * A
+    M: np.ndarray
+    Z: np.ndarray
+    A: np.ndarray
+    a: np.ndarray
+    gaps: np.ndarray
+    b: np.ndarray
+    XH: np.ndarray
+    RT: np.ndarray
+    last: np.ndarray
 
 
-class _BoxReach:
-    """As `BoxReach`: A has a row for each feature."""
+class _Weighted(NamedTuple):
+    """The `Weights`, with what is computed from them."""
 
-    def __init__(self, reach, cones, kernels):
-        self.kernels, self.size = kernels, reach.R.shape[1]
-        self.boxes_gram = reach.boxes_gram.numpy()
-        self.rows = [boxes.R.numpy() for boxes in cones.reaches]
-
-    def prox(self, Z, A, weights, last, z_Z, z_A):
-        """Take the joint step of weights Z and bounds A."""
-        self.kernels.box_prox(Z, A, weights, NEWTON_STEPS, ROUNDING, last, z_Z, z_A)
-
-    def at_rows(self, k, A):
-        """Return R A (m, P) of block k, or one row of it where all are alike."""
-        return self.rows[k] @ A
-
-    def adjoint(self, k, b, out):
-        """Set ``out`` to R'b of block k."""
-        np.matmul(self.rows[k].T, b, out=out)
-
-    def take_over(self, rho_t, rho_a):
-        """Take in the weights."""
-        self.rho_t, self.rho_a = rho_t, rho_a
-        self.inverse = self.boxes_gram.inverse(rho_t, rho_a)
-
-    def divide(self, A):
-        """Divide by rho_t R'R + rho_a, in place; return R'R times the quotient."""
-        quotient = self.boxes_gram.solve(self.inverse, A)
-        product = (A - self.rho_a * quotient) / self.rho_t
-        A[:] = quotient
-        return product
+    rho_m: float
+    rho_z: float
+    rho_a: float
+    rho_h: float
+    rho_t: float
+    kappa: float  # see `ConeRows.kappa`
+    shifts: np.ndarray  # (2, 1, C P), see `KroneckerLeastSquares.shifts`
+    inverse: tuple  # of the normal equations, see `Gram.inverse`
+    inverse_of_reaches: Any
 
 
-def _reach_of(splitting, kernels):
-    reach = splitting.reach
-    if reach is None:
-        return _NoReach(kernels, splitting.cones.opposite[:1].numpy())
-    if isinstance(reach, BoxReach):
-        return _BoxReach(reach, splitting.cones, kernels)
-    return _SharedReach(reach, kernels)
+class _Problem(NamedTuple):
+    """What never changes, as arrays."""
+
+    # Of the margins: radii of the boxes (0, 1 or n, d), and what their step takes of the loss.
+    X: np.ndarray  # (n, d)
+    radii: np.ndarray
+    offsets: np.ndarray  # (E, n)
+    directions: np.ndarray  # (n, E, C)
+    loss: tuple  # threshold (nan: logistic); weight, cap and fall of each sample
+    unit: float
+    beta: float
+    # Of the cone rows, those of V and then of W: minus their signs; and the side and output, the
+    # part of all rows and the data of each block.
+    opposite: np.ndarray  # (m, P)
+    blocks: list
+    # Of the least squares.
+    D: np.ndarray  # (n, P)
+    gram: Gram
+    vectors: np.ndarray  # (C P, C P)
+    rotation_is_cheap: bool
+
+
+def _problem_of(parts):
+    prox, squares, cones = parts.prox, parts.least_squares, parts.cones
+    X, balance, gram = _array(parts.X), prox.balance, squares.gram.numpy()
+    threshold = np.nan if balance.logistic else float(parts.program.loss.threshold)
+    of_samples = (part.numpy() for part in (balance.weight, balance.cap, balance.fall))
+    return _Problem(
+        X=X,
+        radii=X[:0] if prox.reach is None else _array(prox.reach),
+        offsets=prox.offsets.numpy(),
+        directions=_array(squares.directions),
+        loss=(threshold, *of_samples),
+        unit=prox.unit,
+        beta=float(parts.program.regularizer.beta),
+        opposite=cones.opposite.numpy(),
+        blocks=[((b.side, b.output), b.part, b.X.numpy()) for b in cones.blocks],
+        D=_array(squares.D),
+        gram=gram,
+        vectors=squares.columns_vectors.numpy(),
+        rotation_is_cheap=len(squares.columns) < gram.cost / 2,
+    )
+
+
+class _Room(NamedTuple):
+    """Room for what a step finds on the way."""
+
+    rows: np.ndarray  # (m, P): multipliers with signs, then pre-activations
+    aim: np.ndarray  # (C, n, d): what 2 z - s says of the outputs' slopes
+    outputs: np.ndarray  # the outputs' slopes, in the memory of ``aim``, which is spent then
+    right: np.ndarray  # (2, C, d, P): right-hand sides of V and W
+    of_slopes: np.ndarray  # (C, d, P)
+    difference: np.ndarray  # (d, C, P): right-hand side of V - W
+    both: np.ndarray  # (2, d, C P): right-hand sides of V + W, and of V - W rotated
+    XH: np.ndarray  # (2, C, d, P): X'X times new weights
+
+
+def _room_of(problem, rows):
+    (n, d), n_outputs, P = problem.X.shape, problem.directions.shape[2], problem.D.shape[1]
+
+    def empty(*shape):
+        return np.empty(shape, problem.X.dtype)
+
+    aim, of_weights = empty(n_outputs, n, d), (2, n_outputs, d, P)
+    return _Room(
+        rows=rows,
+        aim=aim,
+        outputs=aim,
+        right=empty(*of_weights),
+        of_slopes=empty(n_outputs, d, P),
+        difference=empty(d, n_outputs, P),
+        both=empty(2, d, n_outputs * P),
+        XH=empty(*of_weights),
+    )
+
+
+class _Payers:
+    """Which margins cap the multipliers of a cone row, and which rows a margin pays for.
+
+    Rows that all margins of a sample share are the last.
+
+    Attributes
+    ----------
+    charged, shared : arrays of shapes (E, n, ...) and (n, ...)
+        The rows that a margin, and that all margins of a sample, pay for; empty without slacks.
+    """
+
+    def __init__(self, parts):
+        cones, E_n = parts.cones, parts.prox.offsets.shape
+        self.soft = cones.soft
+        self.caps = np.full(len(cones.opposite), np.inf, _array(parts.X).dtype)
+        self.payers, self.sharers = cones.payers.numpy(), cones.sharers.numpy()
+        self.charged, self.shared = np.empty((0, 0), np.intp), np.empty(0, np.intp)
+        if self.soft:
+            self.charged = np.argsort(self.payers).reshape(E_n)
+            self.shared = len(self.payers) + np.argsort(self.sharers)
+
+    def cap(self, a):
+        """Return the multipliers that cap those of the slacks, infinite for cone constraints."""
+        if self.soft:
+            n_own = len(self.payers)
+            np.take(a, self.payers, out=self.caps[:n_own])
+            np.take(a.sum(axis=0), self.sharers, out=self.caps[n_own:])
+        return self.caps
 
 
 def _empty_like(tensor):

@@ -42,7 +42,6 @@ class SharedReach:
         self.n, self.p = len(sets.center), sets.p
         self.axes = xp.constant(sets.reach[0], like)
         self.squares = self.axes[:, None] ** 2
-        self.last = None  # multipliers (2, C, P) that the last step ended with
 
     def of(self, U):
         """Return the smallest A for U (2, C, d, P)."""
@@ -70,20 +69,20 @@ class SharedReach:
         """Return the A closest to the targets T, given as R'T, and A."""
         return (rho_t * RT + rho_a * A) / (rho_t * self.n + rho_a)
 
-    def prox(self, Z, rho_z, A, rho_a, beta):
+    def prox(self, Z, rho_z, A, rho_a, beta, last):
         r"""Return the joint proximal point of Z (2, C, d, P) and A (2, C, P).
 
         With a multiplier t >= 0 of the bound, z is the group shrinkage of the proximal point of
         :math:`t \rho`, and t the root of :math:`A + t / \rho_a - \rho(z(t))`, which increases. One
-        Newton step from the multiplier of the last call is taken: the iteration converges to the
-        same points as with the root itself, and no slower. The slope used is an upper bound that
-        falls with t, so that steps do not pass the root from below.
+        Newton step from the multiplier of the last iteration, ``last`` (2, C, P), is taken, in
+        place: the iteration converges to the same points as with the root itself, and no slower.
+        The slope used is an upper bound that falls with t, so that steps do not pass the root from
+        below.
         """
-        t = torch.zeros_like(A) if self.last is None else self.last
+        t = last
         point = self._moved(Z, rho_z, t, beta)
         excess = torch.add(A, t, alpha=1.0 / rho_a).sub_(self.of(point))
-        t = (t - excess / (1.0 / rho_a + self._fall(point) / rho_z)).clamp_min_(0.0)
-        self.last = t
+        t.sub_(excess / (1.0 / rho_a + self._fall(point) / rho_z)).clamp_min_(0.0)
         point = self._moved(Z, rho_z, t, beta)
         return point, torch.maximum(self.of(point), torch.add(A, t, alpha=1.0 / rho_a))
 
@@ -113,7 +112,6 @@ class BoxReach:
     def __init__(self, sets, like):
         self.R = xp.constant(sets.reach, like)
         self.boxes_gram = Gram.of(self.R)
-        self.last = None  # factors (2, C, P) that the last step ended with
 
     def of(self, U):
         """Return the smallest A for U (2, C, d, P)."""
@@ -131,20 +129,20 @@ class BoxReach:
         """Return the A closest to the targets T, given as R'T, and A."""
         return self.boxes_gram.solve(self.boxes_gram.inverse(rho_t, rho_a), rho_t * RT + rho_a * A)
 
-    def prox(self, Z, rho_z, A, rho_a, beta):
+    def prox(self, Z, rho_z, A, rho_a, beta, last):
         r"""Return the joint proximal point of Z and A, both (2, C, d, P).
 
         Given the factor s by which the group norm shrinks a neuron, the bounds cut the sizes of its
         weights to :math:`w(s) = \min(|z|, (\kappa |z| + A)_+ / (\kappa + s))` with
         :math:`\kappa = \rho_z / \rho_a`, and s is the root of
         :math:`(1 - s) \|w(s)\|_2 = \beta / \rho_z`, whose left-hand side falls. As for
-        `SharedReach`, a few Newton steps from the factor of the last call do. Where one leaves the
-        interval in which earlier ones have the root, its middle is taken: Newton's own steps could
-        go to and fro at a bend for ever.
+        `SharedReach`, a few Newton steps from the factor of the last iteration, ``last`` (2, C, P),
+        do; it is set to the new one. Where a step leaves the interval in which earlier ones have
+        the root, its middle is taken: Newton's own steps could go to and fro at a bend for ever.
         """
         size, threshold, kappa = torch.abs(Z), beta / rho_z, rho_z / rho_a
         bound = torch.add(A, size, alpha=kappa).clamp_min_(0.0)
-        s = torch.zeros_like(Z[:, :, :1]) if self.last is None else self.last[:, :, None]
+        s = last[:, :, None]
         low, high = torch.full_like(s, -1.0), torch.full_like(s, 2.0)  # not met yet
         for _ in range(NEWTON_STEPS):
             cut = torch.minimum(size, bound / (s + kappa))
@@ -157,7 +155,7 @@ class BoxReach:
             outside = (low >= 0.0) & (high <= 1.0) & ((s <= low) | (s >= high))
             outside &= torch.abs(value) > ROUNDING * threshold
             s = torch.where(outside, (low + high) / 2.0, s)
-        self.last = s[:, :, 0]
+        last.copy_(s[:, :, 0])
         cut = torch.minimum(size, bound / (s + kappa))
         point = shrunk(torch.sign(Z) * cut, threshold)
         return point, torch.maximum(torch.abs(point), torch.add(A, size - cut, alpha=kappa))
