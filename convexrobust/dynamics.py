@@ -19,7 +19,8 @@ import numpy as np
 
 from convexrobust.attacks.region import check_counts, evaluated
 from convexrobust.backends import numpy as numpy_backend
-from convexrobust.perturbations import DUAL_NORM, LpBall, project_rows
+from convexrobust.perturbations import DUAL_NORM, LpBall
+from convexrobust.projection import project_rows
 
 VARIANTS = ("ssds", "nolam", "nolag")
 _FAR = 100.0  # radii: perturbations that go this far will not come back

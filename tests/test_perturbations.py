@@ -4,7 +4,8 @@ import torch
 
 from convexrobust.backends import numpy as xp
 from convexrobust.backends import torch as torch_backend
-from convexrobust.perturbations import DUAL_NORM, LpBall, Neighbourhoods, exponent_of, project_rows
+from convexrobust.perturbations import DUAL_NORM, LpBall, Neighbourhoods, exponent_of
+from convexrobust.projection import project_rows
 
 EPSILONS = [0.3, np.array([0.1, 0.0, 0.5, 0.3])]
 NORMS = [1, 2, np.inf]

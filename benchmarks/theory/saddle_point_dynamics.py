@@ -42,7 +42,8 @@ from sklearn.linear_model import Lasso
 
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.dynamics import VARIANTS, saddle_point_dynamics
-from convexrobust.perturbations import DUAL_NORM, LpBall, project_rows
+from convexrobust.perturbations import DUAL_NORM, LpBall
+from convexrobust.projection import project_rows
 
 NORMS = {"l1": 1, "l2": 2, "linf": np.inf}
 RADII = {"l1": 0.6, "l2": 0.3, "linf": 0.1}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from convexrobust.perturbations import LpBall, project_rows
+from convexrobust.perturbations import LpBall
+from convexrobust.projection import project_rows
 
 _SLACK = 1e-6  # of the radius: what bisection and rescaling in a projection may leave
 

@@ -28,8 +28,9 @@ import numpy as np
 
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.duality import Multipliers, repaired
-from convexrobust.perturbations import DUAL_NORM, Neighbourhoods, project_rows
+from convexrobust.perturbations import DUAL_NORM, Neighbourhoods
 from convexrobust.program import ConvexProgram
+from convexrobust.projection import project_rows
 
 _BLOCK = 16  # accelerated steps before residuals are looked at again
 _AT_ONCE = 16  # neurons, those of the largest residuals, that take the steps together

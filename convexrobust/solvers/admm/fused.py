@@ -35,8 +35,8 @@ def fused_iteration(parts: Parts, like: Blocks) -> FusedIteration | None:
 class FusedIteration:
     """The iteration of `TensorIteration`, unperturbed or perturbed in boxes.
 
-    The blocks of the state are to be contiguous. Methods take the state ``s`` as `_Arrays` and the weights ``w`` as `_Weighted`, and write
-    what they find into the room that is made here, for good.
+    The blocks of the state are to be contiguous. Methods take the state ``s`` as `_Arrays` and the
+    weights ``w`` as `_Weighted`; what they find goes into the room that is made here, for good.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from convexrobust.backends import torch as xp
-from convexrobust.perturbations import project_rows
+from convexrobust.projection import project_rows
 from convexrobust.solvers.admm.balance import Balance
 
 # In units of the largest multiplier: the change after which one step will do, and the size that

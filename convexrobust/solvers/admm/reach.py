@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from convexrobust.backends import torch as xp
-from convexrobust.perturbations import DUAL_NORM, project_rows
+from convexrobust.perturbations import DUAL_NORM
+from convexrobust.projection import project_rows
 from convexrobust.solvers.admm.gram import Gram
 
 NEWTON_STEPS = 3
