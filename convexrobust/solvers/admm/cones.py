@@ -81,21 +81,24 @@ class ConeCopies:
     def _find_payers(self, program, X):
         """Find which multipliers cap those of each slack: of one margin, or all of a sample.
 
-        Slacks of W are shared by all margins where there are several outputs.
+        Slacks of W are shared by all margins where there are several outputs. ``price`` (m,) is how
+        far a slack lowers the margins that pay for it.
         """
         n, last = len(X), self.blocks[-1].part.stop
         rows = torch.cat([block.rows for block in self.blocks])
         n_own = last
         if program.n_outputs > 1:
             n_own = next(block.part.start for block in self.blocks if block.side == 1)
-        margins = []
+        margins, prices = [], []
         for block in self.blocks:
             sign = -1.0 if block.side == 0 else 1.0
             pays = sign * program.margin_map.directions[block.rows.cpu().numpy(), :, block.output]
-            margins.append(torch.as_tensor((pays > 0).argmax(axis=1), device=X.device))
+            margins.append(torch.as_tensor(pays.argmax(axis=1), device=X.device))
+            prices.append(xp.constant(pays.max(axis=1), X))
         self.own, self.shared = slice(0, n_own), slice(n_own, last)
         self.payers = (torch.cat(margins) * n + rows)[self.own]
         self.sharers = rows[self.shared]
+        self.price = torch.cat(prices)
 
     @property
     def kappa(self) -> float:
@@ -150,8 +153,8 @@ class ConeCopies:
         if not self.soft:
             return None
         excess = torch.sub(self.gaps, self._caps(a), alpha=self.kappa, out=self.buffer)
-        value = excess.clamp_min_(0.0).sum(dim=1)
-        slope = self.kappa * excess.sign_().sum(dim=1)
+        value = self.price * excess.clamp_min_(0.0).sum(dim=1)
+        slope = self.kappa * self.price**2 * excess.sign_().sum(dim=1)
         own = [
             a.new_zeros(a.numel()).index_copy_(0, self.payers, paid[self.own]).view(a.shape)
             for paid in (value, slope)
@@ -169,7 +172,7 @@ class ConeCopies:
         caps = a.reshape(-1)[self.payers]
         if len(self.sharers) > 0:
             caps = torch.cat([caps, a.sum(dim=0)[self.sharers]])
-        return caps[:, None]
+        return (self.price * caps)[:, None]
 
     def settle(self, a):
         """Set the multipliers b for those of the margins, a (E, n)."""

@@ -75,10 +75,13 @@ class FusedIteration:
         """
         self.soft, self.payers, self.sharers = cones.soft, None, None
         self.charged, self.shared = np.empty((0, 0), np.intp), np.empty(0, np.intp)
+        self.prices = np.ones(len(self.offsets), self.X.dtype)  # what slacks cost each margin
         self.caps = np.full(len(self.opposite), np.inf, self.X.dtype)
         if not cones.soft:
             return
         self.payers, self.sharers = cones.payers.numpy(), cones.sharers.numpy()
+        self.price_of_row = cones.price.numpy()
+        self.prices = np.ascontiguousarray(np.abs(self.directions[0]).max(axis=1))
         self.charged = np.argsort(self.payers).reshape(self.offsets.shape)
         self.shared = len(self.payers) + np.argsort(self.sharers)
 
@@ -151,7 +154,7 @@ class FusedIteration:
 
     def _proximal_step(self):
         """Set the copies z and the multipliers to the proximal point of the state."""
-        slacks = self.gaps, self.charged, self.shared
+        slacks = self.gaps, self.charged, self.shared, self.prices
         scales = self.rho_m, self.kappa, SMALLEST * self.unit, SETTLED * self.unit
         self.prox_of_loss(
             self.M, self.X, self.radii, self.offsets, self.directions, self.loss, slacks, scales,
@@ -172,6 +175,7 @@ class FusedIteration:
             n_own = len(self.payers)
             np.take(self.a, self.payers, out=self.caps[:n_own])
             np.take(self.a.sum(axis=0), self.sharers, out=self.caps[n_own:])
+            self.caps *= self.price_of_row
 
     def _linear_step(self):
         """Set the weights x, and what the outputs' slopes are, to those closest to 2 z - s."""
