@@ -4,10 +4,10 @@ Every loss here is a function :math:`\varphi(m)` of one or more *margins* of a s
 non-increasing in each of them. A margin is something that the network should make large: the
 signed prediction :math:`y f(x)` of a binary classifier, the differences :math:`f_y(x) - f_c(x)` of
 a multi-class one, and for regression how far the prediction stays below and above the target,
-:math:`(y - f(x),\, f(x) - y)`. A loss may have each of them scaled by a positive number, which
-stands for what that margin is worth. Because :math:`\varphi` is non-increasing, the worst loss over a
-set of perturbations is the loss of the lower bounds of the margins, and because those are concave
-in the convex variables the worst case is convex: nothing else about a loss is ever needed.
+:math:`(y - f(x),\, f(x) - y)`. A loss may ask for each of them to be scaled by a positive number.
+Because :math:`\varphi` is non-increasing, the worst loss over a set of perturbations is the loss of
+the lower bounds of the margins, and because those are concave in the convex variables the worst
+case is convex: nothing else about a loss is ever needed.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ class Huber(ResidualLoss):
     def __post_init__(self):
         if not (isinstance(self.delta, Real) and 0.0 < self.delta < np.inf):
             raise ValueError(
-                f"delta must be a finite number > 0 (in units of y), got {self.delta!r}; for a loss "
+                f"delta must be a finite number > 0, in units of y, got {self.delta!r}; for a loss "
                 "that is quadratic everywhere use Squared()."
             )
 

@@ -45,13 +45,13 @@ def check_margins(loss, n_outputs):
             )
     if loss.kind != LossKind.OTHER and np.isfinite(loss.margin_limits).any():
         raise ValueError(
-            f"loss.margin_limits are for the kind 'other', but {type(loss).__name__} is of the kind "
+            f"loss.margin_limits are for the kind 'other', but {type(loss).__name__} is of kind "
             f"{str(loss.kind)!r}, whose conjugate limits only the sum: set largest_multiplier."
         )
 
 
 def margin_map(loss, y, n_outputs) -> MarginMap:
-    """Return which combinations of outputs the margins of a loss are, for labels or targets y (n,)."""
+    """Return which combinations of outputs the margins of a loss are, for targets y (n,)."""
     directions, offsets, slope_of = _unscaled_margins(loss.task, y, n_outputs)
     scales = np.broadcast_to(np.asarray(loss.margin_scales, dtype=np.float64), len(slope_of))
     if np.all(scales == 1.0):

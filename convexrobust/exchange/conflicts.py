@@ -45,13 +45,16 @@ def _unavoidable(loss, distances) -> np.ndarray:
     `convexrobust.losses`.
     """
     if loss.task == "classification":
-        return 2.0 * loss.value(numpy_backend, np.zeros((len(distances), 1)))
+        alike = np.ptp(loss.margin_scales) == 0.0  # else a margin of 0 need not be the best
+        return 2.0 * alike * loss.value(numpy_backend, np.zeros((len(distances), 1)))
     scales = np.broadcast_to(loss.margin_scales, 2)
-    margins = [scales * s * [[0.5, -0.5]] * distances[:, None] for s in (1.0, -1.0)]  # above, below
-    multipliers = [loss.multipliers(m) for m in margins]
-    pulls = [np.abs(a @ (scales * [1.0, -1.0])) for a in multipliers]
     both = np.zeros(len(distances))
+    ways = np.array([[0.5, -0.5], [-0.5, 0.5]])  # the target above, the one below
+    margins = [scales * way * distances[:, None] for way in ways]
+    multipliers = [loss.multipliers(m) for m in margins]
+    towards = [-2.0 * a @ (scales * way) for a, way in zip(multipliers, ways, strict=True)]
+    pulls = np.maximum(towards, 0.0)
     for m, a, pull in zip(margins, multipliers, pulls, strict=True):
-        a = a * np.divide(np.minimum(*pulls), pull, out=0.0 * pull, where=pull > 0.0)[:, None]
+        a = a * np.divide(pulls.min(axis=0), pull, out=0.0 * pull, where=pull > 0.0)[:, None]
         both -= np.sum(a * m, axis=1) + loss.conjugate(a)
     return both

@@ -82,7 +82,9 @@ class SmoothLoss:
     def derivative(self, F):
         """Return the multipliers of the margins (n, E) and the derivative in F (n, C)."""
         top, share = self._top(F)
-        multipliers = (self.weight * self.pieces.slope(top))[:, None] * share[:, : self.offsets.shape[1]]
+        multipliers = (self.weight * self.pieces.slope(top))[:, None] * share[
+            :, : self.offsets.shape[1]
+        ]
         return multipliers, -torch.einsum("ke,kec->kc", multipliers, self.directions)
 
     def curvature(self, F):

@@ -104,8 +104,8 @@ class LinearLoss(PiecewiseLoss):
 class BentLoss(PiecewiseLoss):
     r"""The same with a cost that is quadratic first and then linear.
 
-    A part :math:`\zeta_2 \ge 0` of the rise costs largest_multiplier * weight a unit, the rest of it
-    is quadratic. Of two costs that share a rise only the sum of their inverse Hessians matters, so
+    A part :math:`\zeta_2 \ge 0` of the rise costs largest_multiplier * weight a unit, the rest is
+    quadratic. Of two costs that share a rise only the sum of their inverse Hessians matters, so
     that :math:`\zeta_2` is eliminated.
     """
 

@@ -24,8 +24,8 @@ class Chunk:
     """Rows with one label, hence one direction of each margin, and their multipliers.
 
     ``hurt`` has for each block (sign, output) of U that has cone rows here how far their slacks
-    lower each margin. The state has the relaxed factors of the multipliers. ``pulled`` is what they pull,
-    kept where rows serve as batches, and ``origin`` the margins' factors at the start.
+    lower each margin. The state has the relaxed factors of the multipliers. ``pulled`` is what they
+    pull, kept where rows serve as batches, and ``origin`` the margins' factors at the start.
     """
 
     rows: np.ndarray

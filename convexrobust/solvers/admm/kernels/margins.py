@@ -15,8 +15,8 @@ def margin_prox(M, X, radii, offsets, directions, loss, slacks, scales, a, z, ai
     offsets and a are (1, n), ``directions`` (n, 1, 1). ``radii`` are those of the boxes (1 or n,
     d), with no row where nothing is perturbed; ``loss`` is its threshold, and the weight, cap and
     fall of each sample, as `Balance` has them; ``slacks`` are the gaps, and which of their rows
-    sample k pays for, charged[0, k] (empty for cone constraints), and what a slack costs the margin;
-    ``scales`` are (rho, kappa, the smallest a, a change that is none).
+    sample k pays for, charged[0, k] (empty for cone constraints), and what a slack costs each
+    margin; ``scales`` are (rho, kappa, the smallest a, a change that is none).
     """
     (threshold, weight, cap, fall), (rho, kappa, smallest, settled) = loss, scales
     gaps, charged, _, prices = slacks
@@ -30,9 +30,7 @@ def margin_prox(M, X, radii, offsets, directions, loss, slacks, scales, a, z, ai
         first = _balance(constant, slope, threshold, weight[k], cap[k], fall[k])
         found = first
         if abs(first - old) > settled:
-            margin, slope = _margin(
-                M[0, k], X[k], radius, paid, price, rho, kappa, smallest, first
-            )
+            margin, slope = _margin(M[0, k], X[k], radius, paid, price, rho, kappa, smallest, first)
             constant = margin + offsets[0, k] - slope * first
             found = _balance(constant, slope, threshold, weight[k], cap[k], fall[k])
             # The root is on the side to which the first step points.
