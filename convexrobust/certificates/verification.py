@@ -254,9 +254,9 @@ def exact_objective(program, network) -> tuple[float, float]:
     .. math:: \sum_k \omega_k \max_\delta \varphi(m_k(x_k + \delta))
               + \beta \sum_j \|u_j\|_2 \|\alpha_j\|_1
 
-    It is closed to the accuracy of `exact_margins`, except for losses of several classes that are
-    not of the smallest margin alone, as the logistic one: the upper end takes the worst cases of the
-    rivals separately, the lower end the loss at the worst of these points.
+    It is closed to the accuracy of `exact_margins`, except for losses of several margins that are
+    not of the smallest alone, as the logistic one of several classes: the upper end takes the worst
+    cases of the margins separately, the lower end the loss at the worst of these points.
 
     Parameters
     ----------
