@@ -20,7 +20,7 @@ The largest loss over the copies k of a sample is at least any average of them w
 :math:`\theta_k`, so that :math:`\omega \theta_k` takes the place of :math:`\omega_k`. Here
 :math:`\theta_k` is in proportion to :math:`\sum_e a_{ke}`, which loses nothing at an optimum: the
 copies with a multiplier then have equal losses, and equal losses have equal sums
-:math:`\sum_e a_{ke} / (\omega \theta_k)`.
+:math:`\sum_e a_{ke} / (\omega \theta_k)` (for a loss of the smallest margin and the logistic one).
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def lower_bound(program: ConvexProgram, multipliers: Multipliers) -> float:
     limit = _LARGEST_SCALE
     if not residual <= program.regularizer.beta / limit:  # true for a residual that is no number
         limit = program.regularizer.beta / residual if np.isfinite(residual) else 0.0
-    heaviest = np.max(a[used].sum(axis=1) / weight)
-    if heaviest > 0.0:
-        limit = min(limit, program.loss.largest_multiplier / heaviest)
+    limit = min(limit, program.loss.largest_scale(a[used] / weight[:, None]))
 
     def dual(t):
         conjugate = weight * program.loss.conjugate(t * a[used] / weight[:, None])
@@ -102,8 +100,9 @@ def repaired(program: ConvexProgram, multipliers: Multipliers) -> Multipliers:
         (-1, multipliers.cones_v, program.rows_v),
         (+1, multipliers.cones_w, program.rows_w),
     ):
-        # A slack is worth to a margin what the margin is worth; a constraint has no such limit.
-        cap = np.einsum("kec,ke->kc", sign * directions > 0, a)
+        # A slack is worth what the margins are worth that it lowers, as far as it lowers them; a
+        # constraint has no such limit.
+        cap = np.einsum("kec,ke->kc", np.maximum(sign * directions, 0.0), a)
         if program.formulation != "soft":
             cap[:] = np.inf
         cones.append(

@@ -29,13 +29,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.duality import Multipliers, lower_bound
 from convexrobust.losses import Loss, LossKind
+from convexrobust.margins import MarginMap, check_margins, margin_map
 from convexrobust.perturbations import LpBall, Neighbourhoods
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solution import Progress as Progress
@@ -44,24 +44,6 @@ from convexrobust.solution import Solution
 from convexrobust.solution import Status as Status
 
 FORMULATIONS = ("hard", "one-sided", "soft")
-
-
-class MarginMap(NamedTuple):
-    """How the margins of a sample depend on the outputs: m_ke = sum_c T_kec f_c(x_k) + b_ke.
-
-    Attributes
-    ----------
-    directions : ndarray of shape (n, E, C)
-        T, with entries -1, 0, 1.
-    offsets : ndarray of shape (n, E)
-        b.
-    slope_of : tuple of int
-        For each margin the first margin with the same direction up to sign: they share a slope.
-    """
-
-    directions: np.ndarray
-    offsets: np.ndarray
-    slope_of: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +128,7 @@ class ConvexProgram:
                 f"loss.kind must be one of {kinds} ({type(self.loss).__name__} says "
                 f"{self.loss.kind!r}); 'other' promises solvers nothing."
             )
+        check_margins(self.loss, self.n_outputs)
 
     def _check_copies(self, n):
         if self.copy_of is None:
@@ -215,7 +198,7 @@ class ConvexProgram:
     @cached_property
     def margin_map(self) -> MarginMap:
         """How the margins depend on the outputs."""
-        return _margin_map(self.loss.task, np.asarray(self.y), self.n_outputs)
+        return margin_map(self.loss, np.asarray(self.y), self.n_outputs)
 
     @cached_property
     def rows_v(self) -> list[np.ndarray]:
@@ -280,9 +263,10 @@ class ConvexProgram:
             margin = margin + xp.constant(self.margin_map.offsets[:, e], outputs[0])
             for c in range(self.n_outputs):
                 direction = self.margin_map.directions[:, e, c]
-                for slack, used in ((v[c], direction < 0), (w[c], direction > 0)):
-                    if slack is not None and used.any():
-                        margin = margin - xp.multiply(xp.constant(used, outputs[0]), slack)
+                for slack, paid in ((v[c], -direction), (w[c], direction)):
+                    if slack is not None and (paid > 0.0).any():
+                        paid = xp.constant(np.maximum(paid, 0.0), outputs[0])
+                        margin = margin - xp.multiply(paid, slack)
             margins.append(margin)
         return xp.columns(margins)
 
@@ -311,6 +295,7 @@ class ConvexProgram:
         """
         weights = np.abs(V).sum(axis=(0, 2)) + np.abs(W).sum(axis=(0, 2))
         largest = np.abs(self.sets.center) + self.sets.reach
+        largest = largest * max(1.0, np.max(self.loss.margin_scales))
         size = largest @ weights + np.abs(self.margin_map.offsets).max(axis=1, initial=0.0)
         n_terms = sum(self.shape) + 8
         rounding = 2.0 * n_terms * np.finfo(float).eps * size
@@ -391,18 +376,3 @@ class ConvexProgram:
     def _certified_objective(self, V, W) -> float:
         margins = self.certified().safe_margins(V, W)
         return float(self.mean_loss(numpy_backend, margins) + self.penalty(numpy_backend, V, W))
-
-
-def _margin_map(task, y, n_outputs) -> MarginMap:
-    """Return which combinations of outputs a task's margins are."""
-    n = len(y)
-    if task == "regression":
-        directions = np.broadcast_to(np.array([[-1.0], [1.0]]), (n, 2, 1))
-        return MarginMap(directions, np.column_stack([y, -y]).astype(np.float64), (0, 0))
-    if n_outputs == 1:
-        return MarginMap(y.astype(np.float64)[:, None, None], np.zeros((n, 1)), (0,))
-    y = y.astype(np.intp)
-    identity = np.eye(n_outputs)
-    rivals = np.array([[c for c in range(n_outputs) if c != label] for label in range(n_outputs)])
-    directions = identity[y][:, None, :] - identity[rivals[y]]
-    return MarginMap(directions, np.zeros(directions.shape[:2]), tuple(range(n_outputs - 1)))

@@ -6,7 +6,9 @@ from convexrobust.losses import (
     Absolute,
     EpsilonInsensitive,
     Hinge,
+    Huber,
     Logistic,
+    Pinball,
     Squared,
     SquaredHinge,
 )
@@ -16,7 +18,7 @@ from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
 
 MARGIN_LOSSES = [Hinge(), SquaredHinge(), Logistic()]
-RESIDUAL_LOSSES = [Squared(), Absolute(), EpsilonInsensitive(0.05)]
+RESIDUAL_LOSSES = [Squared(), Absolute(), EpsilonInsensitive(0.05), Pinball(0.8), Huber(0.3)]
 LOSSES = MARGIN_LOSSES + RESIDUAL_LOSSES
 
 N_FEATURES = 2

@@ -26,7 +26,7 @@ from convexrobust.deep.model_loss import autograd_objective
 from convexrobust.deep.networks import two_layer
 from convexrobust.deep.training import collapsed, learning_rate_factor, train
 from convexrobust.deep.two_layer import _margins_of
-from convexrobust.losses import Absolute, Hinge, Logistic, Squared, SquaredHinge
+from convexrobust.losses import Absolute, Hinge, Logistic, Pinball, Squared, SquaredHinge
 from convexrobust.network import TwoLayerReLU
 from convexrobust.patterns import enumerate_patterns
 from convexrobust.perturbations import LpBall
@@ -134,18 +134,19 @@ def test_regression_learns_a_kink(loss):
     assert np.abs(network.predict(X)[:, 0] - y).mean() < 0.05
 
 
-@pytest.mark.parametrize(("task", "n_outputs"), [("classification", 3), ("regression", 1)])
-def test_margins_are_those_of_the_convex_program(task, n_outputs):
+@pytest.mark.parametrize("loss", [Squared(), Pinball(0.8), Hinge()])
+def test_margins_are_those_of_the_convex_program(loss):
+    task, n_outputs = loss.task, 1 if loss.task == "regression" else 3
     rng = np.random.default_rng(2)
     outputs, X = rng.normal(size=(7, n_outputs)), np.ones((7, 1))
     y = rng.normal(size=7) if task == "regression" else rng.integers(3, size=7)
-    loss = Squared() if task == "regression" else Hinge()
     program = ConvexProgram(
         X, y, np.ones((7, 1)), loss, GroupLasso(0.0), LpBall(2, 0.0), n_outputs=n_outputs
     )
     directions, offsets, _ = program.margin_map
     expected = np.einsum("kec,kc->ke", directions, outputs) + offsets
-    margins = _margins_of(y, task, n_outputs)(torch.as_tensor(outputs)).numpy()
+    scales = loss.margin_scales
+    margins = _margins_of(y, task, n_outputs, scales)(torch.as_tensor(outputs)).numpy()
     assert margins == pytest.approx(expected)
 
 

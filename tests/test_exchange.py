@@ -21,7 +21,9 @@ from convexrobust.losses import (
     Absolute,
     EpsilonInsensitive,
     Hinge,
+    Huber,
     Logistic,
+    Pinball,
     Squared,
     SquaredHinge,
 )
@@ -82,6 +84,8 @@ CASES = [
     (Squared(), BALLS[5], 2),
     (Absolute(), LINF, 2),
     (EpsilonInsensitive(0.05), BALLS[3], 2),
+    (Pinball(0.8), LINF, 2),
+    (Huber(0.3), BALLS[1], 2),
     (Hinge(), LINF, 3),
 ]
 
@@ -424,7 +428,10 @@ def test_where_no_network_can_help_it_stops_before_training(monkeypatch, p, patt
 class TestConflicts:
     """Points of two samples with different targets, and what they cost."""
 
-    @pytest.mark.parametrize(("loss", "n_classes"), [(Hinge(), 2), (Squared(), 2), (Logistic(), 3)])
+    @pytest.mark.parametrize(
+        ("loss", "n_classes"),
+        [(Hinge(), 2), (Squared(), 2), (Logistic(), 3), (Pinball(0.9), 2), (Huber(0.3), 2)],
+    )
     @pytest.mark.parametrize("weight", [np.ones(6), np.array([1.0, 3.0, 2.0, 1.0, 1.0, 0.0])])
     def test_cost_is_below_the_least_loss_of_any_outputs(self, loss, n_classes, weight):
         """Outputs that are free at every point: no model has a smaller loss at these points."""

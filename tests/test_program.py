@@ -10,7 +10,7 @@ from convexrobust.backends import cvxpy as cvxpy_backend
 from convexrobust.backends import numpy as xp
 from convexrobust.backends import torch as torch_backend
 from convexrobust.duality import Multipliers
-from convexrobust.losses import Hinge, Logistic, Squared
+from convexrobust.losses import Hinge, Huber, Logistic, Pinball, Squared
 from convexrobust.patterns import enumerate_patterns, sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import FORMULATIONS, ConvexProgram
@@ -181,6 +181,10 @@ def loss_by_hand(loss, z, y):
     """Return the cvxpy losses of each row for outputs z, a list of C vectors."""
     if loss.task == "regression":
         residual = cp.abs(z[0] - y)
+        if isinstance(loss, Pinball):
+            return cp.maximum(loss.quantile * (y - z[0]), (1.0 - loss.quantile) * (z[0] - y))
+        if isinstance(loss, Huber):
+            return cp.huber(z[0] - y, loss.delta) / 2
         tube = getattr(loss, "tube", 0.0)
         return residual**2 / 2 if isinstance(loss, Squared) else cp.pos(residual - tube)
     if len(z) == 1:

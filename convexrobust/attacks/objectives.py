@@ -7,14 +7,15 @@ from functools import partial
 import numpy as np
 
 
-def worst_margin_objective(network, y, *, task="classification"):
+def worst_margin_objective(network, y, *, task="classification", scales=1.0):
     r"""Return the loss and gradient that attacks on a two-layer network increase (NumPy).
 
     The loss is minus the smallest margin, a decreasing function of which every loss of
     `convexrobust.losses` is (cross-entropy of several classes nearly): :math:`-y f(x)` with one
     output, :math:`\max_{c \ne y} f_c(x) - f_y(x)` with several, so that a row is misclassified
     where it is above 0, and :math:`|f(x) - y|` for regression. Unlike a hinge, it has a slope
-    also where the margin is large.
+    also where the margin is large. Where a regression loss scales its margins y - f(x) and
+    f(x) - y, as `Pinball` does, the larger of the two scaled residuals takes the place of the last.
 
     Parameters
     ----------
@@ -24,6 +25,8 @@ def worst_margin_objective(network, y, *, task="classification"):
         Labels -1 / +1 with one output, class numbers 0 .. C-1 with several; targets if regression.
     task : {"classification", "regression"}
         Which margins are meant.
+    scales : float or tuple of two floats
+        Of regression: the ``margin_scales`` of the loss.
 
     Returns
     -------
@@ -41,7 +44,8 @@ def worst_margin_objective(network, y, *, task="classification"):
     if task == "regression":
         if network.n_outputs != 1:
             raise ValueError("a network for regression must have one output.")
-        return partial(_residual, network, y.astype(np.float64))
+        over, under = np.broadcast_to(np.asarray(scales, dtype=np.float64), 2)
+        return partial(_residual, network, y.astype(np.float64), over, under)
     legal = [-1, 1] if network.n_outputs == 1 else list(range(network.n_outputs))
     if not np.isin(y, legal).all():
         raise ValueError(f"y must hold only {legal} for this network, got {np.unique(y)[:5]}.")
@@ -54,9 +58,10 @@ def _signed_output(network, y, X):
     return -y * network.predict(X)[:, 0], network.gradient(X, -y[:, None])
 
 
-def _residual(network, y, X):
+def _residual(network, y, over, under, X):
     residual = network.predict(X)[:, 0] - y
-    return np.abs(residual), network.gradient(X, np.sign(residual)[:, None])
+    slope = np.sign(residual) * np.where(residual > 0.0, over, under)
+    return slope * residual, network.gradient(X, slope[:, None])
 
 
 def _largest_rival(network, y, X):

@@ -22,6 +22,11 @@ def constant(array, like=None):
     return np.asarray(array, dtype=np.float64)
 
 
+def huber(A, delta):
+    """A^2 / 2 where |A| <= delta, and delta (|A| - delta / 2) beyond."""
+    return 0.5 * cp.huber(A, delta)
+
+
 def softplus(A):
     """log(1 + sum_j exp(A_kj)) for each row k of A (n, E); shape (n,)."""
     n, n_columns = A.shape

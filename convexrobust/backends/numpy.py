@@ -30,6 +30,13 @@ def pos(A):
     return np.maximum(A, 0.0)
 
 
+def huber(A, delta):
+    """A^2 / 2 where |A| <= delta, and delta (|A| - delta / 2) beyond."""
+    size = np.abs(A)
+    inner = np.minimum(size, delta)
+    return inner * (size - inner / 2.0)
+
+
 def softplus(A):
     """log(1 + sum_j exp(A_kj)) for each row k of A (n, E); shape (n,)."""
     return np.logaddexp.reduce(np.column_stack([np.zeros(len(A)), A]), axis=1)

@@ -42,6 +42,13 @@ def pos(A):
     return torch.relu(A)
 
 
+def huber(A, delta):
+    """A^2 / 2 where |A| <= delta, and delta (|A| - delta / 2) beyond."""
+    size = torch.abs(A)
+    inner = size.clamp_max(delta)
+    return inner * (size - inner / 2.0)
+
+
 def softplus(A):
     """log(1 + sum_j exp(A_kj)) for each row k of A (n, E); shape (n,)."""
     return torch.logsumexp(torch.nn.functional.pad(A, (1, 0)), dim=1)

@@ -268,9 +268,9 @@ def exact_objective(program, network) -> tuple[float, float]:
     .. math:: \sum_k \omega_k \max_\delta \varphi(m_k(x_k + \delta))
               + \beta \sum_j \|u_j\|_2 \|\alpha_j\|_1
 
-    It is closed to the accuracy of `exact_margins`, except for the logistic loss of several
-    classes: its upper end takes the worst cases of the rivals separately, its lower end counts one
-    rival only.
+    It is closed to the accuracy of `exact_margins`, except for losses of several margins that are
+    not of the smallest alone, as the logistic one of several classes: the upper end takes the worst
+    cases of the margins separately, the lower end the loss at the worst of these points.
 
     Parameters
     ----------
@@ -281,17 +281,17 @@ def exact_objective(program, network) -> tuple[float, float]:
     """
     X = program.X[:, : network.n_features]
     directions, offsets, _ = program.margin_map
-    low, high = np.empty((2, *offsets.shape))
-    known = np.full(len(X), -np.inf)
+    low, known, met = np.empty(offsets.shape), np.full(len(X), -np.inf), []
     for e in range(offsets.shape[1]):
         direction = directions[:, e : e + 1]
         low[:, e], X_adv, _ = _searched(network, X, direction, program.perturbation, known)
-        high[:, e] = smallest(network, X_adv, direction)
-    one_rival = np.min(high + offsets, axis=1, keepdims=True)
+        met.append(np.einsum("nec,nc->ne", directions, network.predict(X_adv)) + offsets)
+    losses = [program.loss.value(numpy_backend, margins) for margins in met]
+    reached = np.array(met)[np.argmax(losses, axis=0), np.arange(len(X))]
     length = np.linalg.norm(network.hidden, axis=0) * np.abs(network.output).sum(axis=1)
     lower, upper = (
         program.mean_loss(numpy_backend, margins) + program.regularizer.beta * length.sum()
-        for margins in (one_rival, low + offsets)
+        for margins in (reached, low + offsets)
     )
     return float(lower), float(upper)
 

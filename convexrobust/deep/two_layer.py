@@ -114,7 +114,7 @@ def train_two_layer(
             now = _grown(ball, epoch / n_epochs, warmup) if attack != "none" else None
             for rows in _batches(len(X), batch_size, rng):
                 points = torch.as_tensor(X[rows])
-                margins = _margins_of(y[rows], loss.task, n_outputs)
+                margins = _margins_of(y[rows], loss.task, n_outputs, loss.margin_scales)
                 points = _attacked(points, weights, margins, attack, now, n_steps)
                 losses = loss.value(torch_backend, margins(_outputs(weights, points)))
                 decay = sum(torch.sum(torch.square(weight)) for weight in weights)
@@ -156,8 +156,16 @@ def _outputs(weights, X):
     return torch.relu(X @ hidden[:-1] + hidden[-1]) @ output
 
 
-def _margins_of(y, task, n_outputs):
-    """Return the function from outputs (n, C) to the margins (n, E) of the labels y."""
+def _margins_of(y, task, n_outputs, scales=1.0):
+    """Return the function from outputs (n, C) to the margins (n, E) of the labels y, scaled."""
+    margins = _unscaled_margins_of(y, task, n_outputs)
+    if np.all(np.equal(scales, 1.0)):
+        return margins
+    factors = torch.as_tensor(scales, dtype=torch.float64)
+    return lambda outputs: factors * margins(outputs)
+
+
+def _unscaled_margins_of(y, task, n_outputs):
     if task == "regression" or n_outputs == 1:
         target = torch.as_tensor(y.astype(np.float64))[:, None]
         if task == "regression":

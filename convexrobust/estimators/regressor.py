@@ -19,7 +19,8 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
 
     Minimises a certified bound of the mean worst-case loss over all perturbations of the training
     points, plus weight decay; see `ConvexRobustClassifier`, whose parameters and attributes these
-    are. The mean of y becomes the network's output bias.
+    are. The mean of y becomes the network's output bias; for `Pinball` and `Huber` it is the best
+    constant prediction, the quantile and Huber's estimate of location.
 
     Parameters
     ----------
@@ -30,7 +31,8 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
     beta : float, default=1e-3
         Weight decay.
     loss : Loss, optional
-        `Squared` (default), `Absolute` or `EpsilonInsensitive` of `convexrobust.losses`.
+        `Squared` (default), `Absolute`, `EpsilonInsensitive`, `Huber` or `Pinball` of
+        `convexrobust.losses`.
     formulation : {"soft", "one-sided", "hard", "exchange"}, default="soft"
         Treatment of the robust cones, where "one-sided" is the same as "hard" here; "exchange"
         trains on worst perturbations, see `convexrobust.Exchange`.
@@ -69,7 +71,7 @@ class ConvexRobustRegressor(RegressorMixin, ConvexRobustEstimator):
         y = y.astype(np.float64)
         loss = self._checked_parameters(Squared(), "regression")
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        offset = np.average(y, weights=weight) if self.fit_intercept else 0.0
+        offset = loss.location(y, weight) if self.fit_intercept else 0.0
         program = self._program(X, y - offset, weight, loss, 1)
         return Problem([program], offset=np.array([offset]))
 

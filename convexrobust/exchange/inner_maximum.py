@@ -40,7 +40,8 @@ def exact_attack(program, network) -> Attack:
 def pgd_attack(program, network, rng) -> Attack:
     """Return the points of `pgd`, and the interval of the network's own gates as upper bound."""
     X = program.X[:, : network.n_features]
-    loss = worst_margin_objective(network, program.y, task=program.loss.task)
+    task, scales = program.loss.task, program.loss.margin_scales
+    loss = worst_margin_objective(network, program.y, task=task, scales=scales)
     points = pgd(loss, X, program.perturbation, n_steps=50, n_restarts=2, random_state=rng)
     V, W = neuron_columns(network)
     own = replace(program, D=program.sets.center @ network.hidden >= 0.0, formulation="soft")

@@ -7,8 +7,8 @@ changes the Lagrangian by :math:`h(u) + \beta \|u\|_2`,
           c_k = \pm \sum_e T_{kec} \left(P_{ek} - a_{ke} x_k\right),
 
 where :math:`B_k` is the most that the slack of a cone row can cost: the multipliers of the margins
-that see it (soft), or infinity (a constraint). The neuron may stay 0 at the optimum if its
-*residual*
+that see it, as far as it lowers them (soft), or infinity (a constraint). The neuron may stay 0 at
+the optimum if its *residual*
 
 .. math:: \max_{\|u\|_2 \le 1} -h(u) = \min_{0 \le b \le B}\ \text{distance of}\
           c'D - X'(S \circ b)\ \text{from}\ \sum_k b_k \{\text{perturbations of}\ x_k\}
@@ -173,7 +173,7 @@ def sides_of(program, point) -> Iterator[Side]:
         for sign, rows in ((+1, program.rows_v[c]), (-1, program.rows_w[c])):
             cap = np.full(len(rows), np.inf)
             if program.formulation == "soft":
-                cap = np.sum((sign * T < 0) * a, axis=1)[rows]
+                cap = np.sum(np.maximum(-sign * T, 0.0) * a, axis=1)[rows]
             yield Side(c, sign, rows, cap, sign * pull)
 
 

@@ -79,27 +79,30 @@ class ConeRows:
         opposite = 1.0 - 2.0 * xp.constant(program.D, X)
         self.opposite = torch.cat([opposite[r] for r in rows])  # -S
         self.buffer = torch.empty_like(self.opposite)
-        self.own, self.shared, self.payers, self.sharers = self._find_payers(program, X)
+        of_slacks = self._find_payers(program, X)
+        self.own, self.shared, self.payers, self.sharers, self.price = of_slacks
 
     def _find_payers(self, program, X):
         """Find which multipliers cap those of each slack: of one margin, or all of a sample.
 
         Slacks of W are shared by all margins where there are several outputs. Returned are the
         slices of own and of shared slacks, the margin of each own one, as its place in a (E, n),
-        and the sample of each shared one.
+        the sample of each shared one, and how far each (m,) lowers the margins that pay for it.
         """
         n, last = len(X), self.blocks[-1].part.stop
         rows = torch.cat([block.rows for block in self.blocks])
         n_own = last
         if program.n_outputs > 1:
             n_own = next(block.part.start for block in self.blocks if block.side == 1)
-        margins = []
+        margins, prices = [], []
         for block in self.blocks:
             sign = -1.0 if block.side == 0 else 1.0
             pays = sign * program.margin_map.directions[block.rows.cpu().numpy(), :, block.output]
-            margins.append(torch.as_tensor((pays > 0).argmax(axis=1), device=X.device))
+            margins.append(torch.as_tensor(pays.argmax(axis=1), device=X.device))
+            prices.append(xp.constant(pays.max(axis=1), X))
         own, shared = slice(0, n_own), slice(n_own, last)
-        return own, shared, (torch.cat(margins) * n + rows)[own], rows[shared]
+        payers = (torch.cat(margins) * n + rows)[own]
+        return own, shared, payers, rows[shared], torch.cat(prices)
 
     def kappa(self, rho) -> float:
         """Return the slack that is left for each unit by which a multiplier is capped."""
@@ -145,8 +148,8 @@ class ConeRows:
         if not self.soft:
             return None
         excess = torch.sub(gaps, self._caps(a), alpha=kappa, out=self.buffer)
-        value = excess.clamp_min_(0.0).sum(dim=1)
-        slope = kappa * excess.sign_().sum(dim=1)
+        value = self.price * excess.clamp_min_(0.0).sum(dim=1)
+        slope = kappa * self.price**2 * excess.sign_().sum(dim=1)
         own = [
             a.new_zeros(a.numel()).index_copy_(0, self.payers, paid[self.own]).view(a.shape)
             for paid in (value, slope)
@@ -164,7 +167,7 @@ class ConeRows:
         caps = a.reshape(-1)[self.payers]
         if len(self.sharers) > 0:
             caps = torch.cat([caps, a.sum(dim=0)[self.sharers]])
-        return caps[:, None]
+        return (self.price * caps)[:, None]
 
     def settle(self, a, gaps, kappa, b):
         """Set the multipliers b for those of the margins, a (E, n)."""

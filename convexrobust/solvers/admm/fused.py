@@ -103,7 +103,7 @@ class FusedIteration:
     def _proximal_step(self, s, w):
         """Set the copies z and the multipliers to the proximal point of the state."""
         p, z, payers, reach, scratch = self.problem, self.z, self.payers, self.reach, self.room.rows
-        slacks = s.gaps, payers.charged, payers.shared
+        slacks = s.gaps, payers.charged, payers.shared, payers.of_margins
         scales = w.rho_m, w.kappa, SMALLEST * p.unit, SETTLED * p.unit
         self.prox_of_loss(
             s.M, p.X, p.radii, p.offsets, p.directions, p.loss, slacks, scales,
@@ -281,11 +281,14 @@ class _Payers:
     ----------
     charged, shared : arrays of shapes (E, n, ...) and (n, ...)
         The rows that a margin, and that all margins of a sample, pay for; empty without slacks.
+    of_margins : array of shape (E,)
+        How far a slack lowers each margin that pays for it.
     """
 
     def __init__(self, parts):
         cones, E_n = parts.cones, parts.prox.offsets.shape
-        self.soft = cones.soft
+        self.soft, self.of_rows = cones.soft, cones.price.numpy()
+        self.of_margins = _array(parts.least_squares.directions[0].abs().amax(dim=1))
         self.caps = np.full(len(cones.opposite), np.inf, _array(parts.X).dtype)
         self.payers, self.sharers = cones.payers.numpy(), cones.sharers.numpy()
         self.charged, self.shared = np.empty((0, 0), np.intp), np.empty(0, np.intp)
@@ -299,6 +302,7 @@ class _Payers:
             n_own = len(self.payers)
             np.take(a, self.payers, out=self.caps[:n_own])
             np.take(a.sum(axis=0), self.sharers, out=self.caps[n_own:])
+            self.caps *= self.of_rows
         return self.caps
 
 

@@ -6,11 +6,12 @@ Given the slope M_e of every margin of a sample and the slacks s that its margin
 
     \min_{M, s}\ \omega\, \varphi(m) + \tfrac{\rho}{2} \sum_e \|M_e - \tilde M_e\|^2
     + \tfrac{1}{2 \kappa} \sum_i (s_i - g_i)^2, \qquad
-    m_e = x'M_e + o_e - \rho_k(M_e) - \sum_i (s_i)_+ .
+    m_e = x'M_e + o_e - \rho_k(M_e) - t_e \sum_i (s_i)_+ ,
 
-Once the multipliers a of the margins are known everything else is closed form: with z the slope
-moved by :math:`(a_e / \rho) x`, M_e is z minus its projection on :math:`a_e / \rho` times the
-perturbation set, and a slack is :math:`(g_i - \kappa a)_+` (see `cones`). The margins increase with
+where t is the scale that the loss gives the margin. Once the multipliers a of the margins are known
+everything else is closed form: with z the slope moved by :math:`(a_e / \rho) x`, M_e is z minus its
+projection on :math:`a_e / \rho` times the perturbation set, and a slack is
+:math:`(g_i - \kappa t a)_+` (see `cones`). The margins increase with
 a, and :math:`a \in -\omega \partial \varphi(m)` is solved by Newton's method:
 the margins are piecewise linear in a (nearly so for l1 and l2), and with them linearised `Balance`
 is exact. Two steps do, because the multipliers of the last iteration are close; after one alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from convexrobust.losses import LossKind
@@ -66,6 +67,11 @@ class ADMM:
             return (
                 "ADMM takes no copies of samples with several outputs, or with the logistic loss: "
                 "use ConicSolver()."
+            )
+        if program.n_outputs > 2 and np.ptp(program.loss.margin_scales) > 0.0:
+            return (
+                "ADMM takes no margins of several outputs at different scales, which share slacks: "
+                "use InteriorPoint() or ConicSolver()."
             )
         return refusal_of_loss("ADMM", program.loss)
 

@@ -44,7 +44,5 @@ def _largest_scale(program, a, weight, residual):
     limit = _LARGEST_SCALE
     if not residual * limit <= program.regularizer.beta:
         limit = program.regularizer.beta / residual if np.isfinite(residual) else 0.0
-    heaviest = np.max(a.sum(axis=1) / weight)
-    if heaviest > 0.0:
-        limit = min(limit, program.loss.largest_multiplier / heaviest)
+    limit = min(limit, program.loss.largest_scale(a / weight[:, None]))
     return limit * (1.0 - 1e-12)

@@ -14,23 +14,42 @@ _SHARPER = 2.0  # the factor by which kinks become sharper at a time
 
 
 class _Pieces(NamedTuple):
-    """A loss scale * t^power of the largest t of the pieces shift - m_e, and 0 if ``zero``."""
+    """A loss of the largest t of the pieces shift - m_e, and 0 if ``zero``.
+
+    Its slope is t / steepness, ``largest`` at most; ``largest`` everywhere if steepness is 0.
+    """
 
     shift: float
     zero: bool
-    power: int
-    scale: float
+    steepness: float
+    largest: float
+
+    def slope(self, t):
+        """Return the derivative at t >= 0."""
+        if self.steepness == 0.0:
+            return torch.full_like(t, self.largest)
+        return (t / self.steepness).clamp_max(self.largest)
+
+    def value(self, t):
+        """Return the loss at t >= 0."""
+        slope = self.slope(t)
+        return slope * (t - slope * self.steepness / 2.0)
+
+    def bend(self, t):
+        """Return the second derivative at t >= 0."""
+        if self.steepness == 0.0:
+            return torch.zeros_like(t)
+        inside = (t > 0.0) & (t < self.steepness * self.largest)
+        return inside.to(t.dtype) / self.steepness
 
 
 def _pieces(loss) -> _Pieces:
     """Return how a loss is made of its margins."""
     if loss.kind == LossKind.LOGISTIC:
-        return _Pieces(0.0, True, 1, 1.0)  # whose largest t is a soft one
+        return _Pieces(0.0, True, 0.0, 1.0)  # whose largest t is a soft one
     # One of two opposite residuals is at least 0, so that no third piece is needed to be so.
     zero = loss.task == "classification" or loss.threshold < 0.0
-    if loss.steepness > 0.0:
-        return _Pieces(loss.threshold, zero, 2, 0.5 / loss.steepness)
-    return _Pieces(loss.threshold, zero, 1, loss.largest_multiplier)
+    return _Pieces(loss.threshold, zero, loss.steepness, loss.largest_multiplier)
 
 
 class SmoothLoss:
@@ -47,14 +66,14 @@ class SmoothLoss:
         self.offsets = torch.tensor(program.margin_map.offsets, device=device)
         self.weight = torch.tensor(program.weight, device=device)
         logistic = program.loss.kind == LossKind.LOGISTIC
-        smooth = self.pieces.power == 2 and program.n_outputs == 1
+        smooth = self.pieces.steepness > 0.0 and program.n_outputs == 1
         self.exact = logistic or smooth  # so that nothing is rounded
         self.softness = 1.0 if logistic else (0.0 if smooth else 0.3)
 
     def value(self, F):
         """Return the rounded mean loss."""
         top, _ = self._top(F)
-        return float(self.weight @ (self.pieces.scale * top**self.pieces.power))
+        return float(self.weight @ self.pieces.value(top))
 
     def true_value(self, F):
         """Return the mean loss itself."""
@@ -63,7 +82,9 @@ class SmoothLoss:
     def derivative(self, F):
         """Return the multipliers of the margins (n, E) and the derivative in F (n, C)."""
         top, share = self._top(F)
-        multipliers = (self.weight * self._slope(top))[:, None] * share[:, : self.offsets.shape[1]]
+        multipliers = (self.weight * self.pieces.slope(top))[:, None] * share[
+            :, : self.offsets.shape[1]
+        ]
         return multipliers, -torch.einsum("ke,kec->kc", multipliers, self.directions)
 
     def curvature(self, F):
@@ -72,12 +93,10 @@ class SmoothLoss:
         T, share = self.directions, share[:, : self.offsets.shape[1]]
         mean = torch.einsum("ke,kec->kc", share, T)
         square = mean[:, :, None] * mean[:, None, :]
-        bend = 0.0 * square
-        if self.pieces.power == 2:
-            bend = 2.0 * self.pieces.scale * (top > 0.0)[:, None, None] * square
+        bend = self.pieces.bend(top)[:, None, None] * square
         if self.softness > 0.0:
             spread = torch.einsum("ke,kec,keb->kcb", share, T, T) - square
-            bend = bend + (self._slope(top) / self.softness)[:, None, None] * spread
+            bend = bend + (self.pieces.slope(top) / self.softness)[:, None, None] * spread
         return self.weight[:, None, None] * bend
 
     def rounding(self, F):
@@ -88,7 +107,7 @@ class SmoothLoss:
         """
         top, share = self._top(F)
         entropy = -(share * share.clamp_min(1e-300).log()).sum(dim=1)
-        lowered = self.softness * float((self.weight * self._slope(top)) @ entropy)
+        lowered = self.softness * float((self.weight * self.pieces.slope(top)) @ entropy)
         return self.value(F) - self.true_value(F), lowered
 
     def sharpen(self):
@@ -105,7 +124,9 @@ class SmoothLoss:
             return F
         pieces = self.pieces.shift - self._margins(F)
         if self.program.loss.task == "regression":  # one output, two pieces: the upper one counts
-            pieces = 2.0 * pieces * (pieces == pieces.amax(dim=1, keepdim=True))
+            square = torch.square(self.directions[:, :, 0])
+            pieces = pieces * (pieces == pieces.amax(dim=1, keepdim=True))
+            pieces = pieces * (square.sum(dim=1, keepdim=True) / square)
         inverse = torch.linalg.pinv(self.directions)  # from margins to outputs
         return F + (1.0 - 1.0 / _SHARPER) * torch.einsum("kce,ke->kc", inverse, pieces)
 
@@ -127,10 +148,6 @@ class SmoothLoss:
 
     def _margins(self, F):
         return torch.einsum("kec,kc->ke", self.directions, F) + self.offsets
-
-    def _slope(self, top):
-        """Return the derivative of the loss in its largest piece."""
-        return self.pieces.scale * self.pieces.power * top ** (self.pieces.power - 1)
 
     def _top(self, F):
         """Return the (soft) largest piece (n,) and the share of each piece in it."""

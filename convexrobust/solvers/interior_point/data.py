@@ -54,7 +54,7 @@ class Data:
     F : ndarray of shape (n, E, J)
         The derivative of each margin in each neuron's product with the sample.
     hurts : ndarray of shape (n, E, J)
-        1 where a neuron lowers the margin, so that its slack does too.
+        How far a neuron lowers the margin, so that its slack does too; 0 where it raises it.
     S, mask : ndarray of shape (N, J)
         The signs of the cone rows, and which of them exist.
     slope_margins : list of int
@@ -89,10 +89,12 @@ class Data:
         self.X, self.X_cone = program.sets.center[self.rows], program.sets.center[self.cone_rows]
         self._set_rows()
         self._set_reach()
-        # Both margins of a regression's sample are opposite as long as nothing else belongs to
-        # them: one row is kept for the two.
-        opposite = self.nothing_but_centers and program.loss.task == "regression"
-        self.fold = np.array([[1.0], [-1.0]]) if opposite else np.eye(self.F.shape[1])
+        self.fold = np.eye(self.F.shape[1])
+        if self.nothing_but_centers and program.loss.task == "regression":
+            # Both margins of a sample are opposite, up to their scales, as long as nothing else
+            # belongs to them: one row is kept for the two.
+            directions = program.margin_map.directions[0]
+            self.fold = directions / directions[0]
 
     def at(self, index) -> Data:
         """Return the same for some of the neurons."""
@@ -108,7 +110,7 @@ class Data:
         T = neurons.signs * program.margin_map.directions[:, :, neurons.outputs]
         D = np.asarray(program.D, dtype=np.float64)[:, None, neurons.patterns]
         self.F = T[self.rows] * D[self.rows]
-        self.hurts = (T[self.rows] < 0.0).astype(np.float64)
+        self.hurts = np.maximum(-T[self.rows], 0.0)
         self.S = program.signs[np.ix_(self.cone_rows, neurons.patterns)]
         self.mask = np.ones(self.S.shape, dtype=bool)
         if program.formulation != "hard":

@@ -33,7 +33,7 @@ class LeftOut:
         self.sets = program.sets.rows(cone_rows)
         self.X = self.sets.center
         directions = program.margin_map.directions[cone_rows][:, :, neurons.outputs]
-        self.hurts = neurons.signs * directions < 0.0
+        self.hurts = np.maximum(-neurons.signs * directions, 0.0)
         self.D = np.asarray(program.D, dtype=np.float64)[:, neurons.patterns]
         self.S = program.signs[np.ix_(cone_rows, neurons.patterns)]
         self.b = np.zeros(self.S.shape) if b is None else b

@@ -23,9 +23,9 @@ from convexrobust.program import ConvexProgram
 class Chunk:
     """Rows with one label, hence one direction of each margin, and their multipliers.
 
-    ``hurt`` has for each block (sign, output) of U that has cone rows here which margins their
-    slacks hurt. The state has the relaxed factors of the multipliers. ``pulled`` is what they pull,
-    kept where rows serve as batches, and ``origin`` the margins' factors at the start.
+    ``hurt`` has for each block (sign, output) of U that has cone rows here how far their slacks
+    lower each margin. The state has the relaxed factors of the multipliers. ``pulled`` is what they
+    pull, kept where rows serve as batches, and ``origin`` the margins' factors at the start.
     """
 
     rows: np.ndarray
@@ -45,10 +45,10 @@ class Chunk:
         """Return some rows of a program, with data on the device ``home`` and the rest on like."""
         directions, sets = program.margin_map.directions[rows[0]], program.sets
         hurt = {}
-        for sign, harmful in ((0, directions < 0), (1, directions > 0)):
+        for sign, harm in ((0, np.maximum(-directions, 0.0)), (1, np.maximum(directions, 0.0))):
             for c in range(program.n_outputs):
-                if harmful[:, c].any() or program.formulation == "hard":
-                    hurt[sign, c] = torch_backend.constant(harmful[:, c], like)
+                if harm[:, c].any() or program.formulation == "hard":
+                    hurt[sign, c] = torch_backend.constant(harm[:, c], like)
         there = like.to(home)
         data = sets.center[rows], sets.rows(rows).reach, program.weight[rows]
         X, reach, weight = (torch.tensor(array).to(there) for array in data)

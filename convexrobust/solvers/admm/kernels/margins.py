@@ -15,21 +15,22 @@ def margin_prox(M, X, radii, offsets, directions, loss, slacks, scales, a, z, ai
     offsets and a are (1, n), ``directions`` (n, 1, 1). ``radii`` are those of the boxes (1 or n,
     d), with no row where nothing is perturbed; ``loss`` is its threshold, and the weight, cap and
     fall of each sample, as `Balance` has them; ``slacks`` are the gaps, and which of their rows
-    sample k pays for, charged[0, k] (empty for cone constraints); ``scales`` are (rho, kappa, the
-    smallest a, a change that is none).
+    sample k pays for, charged[0, k] (empty for cone constraints), and what a slack costs each
+    margin; ``scales`` are (rho, kappa, the smallest a, a change that is none).
     """
     (threshold, weight, cap, fall), (rho, kappa, smallest, settled) = loss, scales
-    gaps, charged, _ = slacks
+    gaps, charged, _, prices = slacks
+    price = prices[0]
     for k in range(len(X)):
         radius = radii[k if len(radii) > 1 else 0] if len(radii) else X[k, :0]
         paid = gaps[charged[0, k]] if len(charged) else gaps[0, :0]
         old = a[0, k]
-        margin, slope = _margin(M[0, k], X[k], radius, paid, rho, kappa, smallest, old)
+        margin, slope = _margin(M[0, k], X[k], radius, paid, price, rho, kappa, smallest, old)
         constant = margin + offsets[0, k] - slope * old
         first = _balance(constant, slope, threshold, weight[k], cap[k], fall[k])
         found = first
         if abs(first - old) > settled:
-            margin, slope = _margin(M[0, k], X[k], radius, paid, rho, kappa, smallest, first)
+            margin, slope = _margin(M[0, k], X[k], radius, paid, price, rho, kappa, smallest, first)
             constant = margin + offsets[0, k] - slope * first
             found = _balance(constant, slope, threshold, weight[k], cap[k], fall[k])
             # The root is on the side to which the first step points.
@@ -46,10 +47,10 @@ def margins_prox(M, X, radii, offsets, directions, loss, slacks, scales, a, z, a
 
     But M and z have shape (E, n, d), offsets and a (E, n), directions (n, E, C), and ``aim``
     (C, n, d). A margin pays for the slacks in row charged[e, k], and all margins of a sample for
-    those in row shared[k] (empty where there are none).
+    those in row shared[k] (empty where there are none), at one price.
     """
     (threshold, weight, cap, fall), (rho, kappa, smallest, settled) = loss, scales
-    gaps, charged, shared = slacks
+    gaps, charged, shared, prices = slacks
     n_margins = len(a)
     constant, slope, found = np.empty(n_margins), np.empty(n_margins), np.empty(n_margins)
     order = np.empty(n_margins, np.intp)
@@ -59,10 +60,12 @@ def margins_prox(M, X, radii, offsets, directions, loss, slacks, scales, a, z, a
         for _ in range(2):
             for e in range(n_margins):
                 old, paid = a[e, k], gaps[charged[e, k]] if len(charged) else gaps[0, :0]
-                margin, slope[e] = _margin(M[e, k], X[k], radius, paid, rho, kappa, smallest, old)
+                margin, slope[e] = _margin(
+                    M[e, k], X[k], radius, paid, prices[e], rho, kappa, smallest, old
+                )
                 constant[e] = margin + offsets[e, k] - slope[e] * old
             total = np.sum(a[:, k])
-            paid_by_all, n_slacks = _slacks(all_pay, kappa * total)
+            paid_by_all, n_slacks = _slacks(all_pay, prices[0], kappa * total)
             rise = kappa * n_slacks
             drop = paid_by_all + rise * total  # the margins are less by drop - rise * their sum
             if np.isnan(threshold):
@@ -101,25 +104,26 @@ def _move_slope(M, x, radius, step, direction, z, aim):
 
 
 @compiled
-def _margin(M, x, radius, paid, rho, kappa, smallest, a):
+def _margin(M, x, radius, paid, price, rho, kappa, smallest, a):
     """Return the margin at a multiplier, slacks paid, without its offset, and its slope there."""
     if len(radius):
         step = max(a, smallest) / rho  # at a = 0 the worst perturbation is that of the limit
         margin, slope = _worst_margin(M, x, radius, step)
     else:
         margin, slope = _nominal_margin(M, x, a / rho)
-    slacks, n_slacks = _slacks(paid, kappa * a)
+    slacks, n_slacks = _slacks(paid, price, kappa * a)
     return margin - slacks, max(slope / rho + kappa * n_slacks, 1e-30)
 
 
 @compiled
-def _slacks(gaps, allowed):
-    """Return the sum of the slacks that gaps leave, and how many there are."""
+def _slacks(gaps, price, allowed):
+    """Return what the slacks that gaps leave cost a margin, and that price squared of each."""
     slacks = n_slacks = 0.0
+    allowed *= price
     for i in range(len(gaps)):
         slacks += max(gaps[i] - allowed, 0.0)
         n_slacks += 1.0 if gaps[i] > allowed else 0.0
-    return slacks, n_slacks
+    return price * slacks, price * price * n_slacks
 
 
 @compiled
