@@ -23,7 +23,7 @@ from convexrobust.perturbations import DUAL_NORM, LpBall
 from convexrobust.projection import project_rows
 
 VARIANTS = ("ssds", "nolam", "nolag")
-_FAR = 100.0  # radii: perturbations that go this far will not come back
+_LOST = 100.0  # radii: perturbations that go this far will not come back
 
 
 @dataclass(frozen=True)
@@ -216,9 +216,9 @@ def _check_finite(theta, u, k):
 
 
 def _warn_if_far(u, ball):
-    if np.any(budget_excess(numpy_backend, u, ball) > _FAR * ball.radius):
+    if np.any(budget_excess(numpy_backend, u, ball) > _LOST * ball.radius):
         warnings.warn(
-            f"perturbations ended more than {_FAR:g} radii outside the ball: the objective is "
+            f"perturbations ended more than {_LOST:g} radii outside the ball: the objective is "
             "probably not concave in them. Take variant='nolag', which projects.",
             RuntimeWarning,
             stacklevel=3,

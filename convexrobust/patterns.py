@@ -12,7 +12,7 @@ from numbers import Integral, Real
 
 import numpy as np
 
-_BATCH = 256  # gates drawn and tested at once, at most
+_GATES_AT_ONCE = 256  # gates drawn and tested at once, at most
 _PATIENCE = 2000  # draws in a row without a new pattern before the sampler gives up
 _AFFORDABLE = 2000  # cells that are enumerated when the sampler gives up
 _NUDGE = 1e-6  # relative shift that takes a gate off the data points it passes through
@@ -74,7 +74,9 @@ def sample_patterns(X, n_patterns, *, y=None, directions="gaussian", random_stat
     if directions not in _DIRECTIONS:
         raise ValueError(f"directions must be one of {list(_DIRECTIONS)}, got {directions!r}.")
     rng = _as_generator(random_state)
-    found = _collect(X, n_patterns, _DIRECTIONS[directions](X, y, min(n_patterns, _BATCH), rng))
+    found = _collect(
+        X, n_patterns, _DIRECTIONS[directions](X, y, min(n_patterns, _GATES_AT_ONCE), rng)
+    )
     if len(found) < n_patterns:
         found = _complete(X, n_patterns, found)
     columns = b"".join(list(found)[:n_patterns])

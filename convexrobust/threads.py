@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
 
-_SMALL = 2_000_000  # products of a step up to which a second thread costs more than it brings
+_ONE_THREAD = 2_000_000  # products of a step up to which a second thread costs more than it brings
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def threads_for(n_products: int):
     n_products : int
         Products of a step: rows times weights, n d P for a program with P patterns.
     """
-    if n_products > _SMALL:
+    if n_products > _ONE_THREAD:
         yield
         return
     torch = sys.modules.get("torch")

@@ -477,7 +477,7 @@ def test_batches_change_nothing(monkeypatch):
     network, (X, y), ball = random_network(C=3), random_data(C=3, n=11), LpBall(np.inf, 0.2)
     whole = [f(network, X, y, ball) for f in (margin_bounds, certified_radius)]
     whole += output_interval(network, X, ball)
-    monkeypatch.setattr(interval, "_BATCH", 3)
+    monkeypatch.setattr(interval, "_ROWS_AT_ONCE", 3)
     parts = [f(network, X, y, ball) for f in (margin_bounds, certified_radius)]
     parts += output_interval(network, X, ball)
     for a, b in zip(whole, parts, strict=True):

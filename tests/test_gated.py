@@ -63,7 +63,7 @@ def lowest_zero_beta(program):
 def method(request, monkeypatch):
     """Solve in either of the two ways that the size of the data chooses between."""
     if request.param == "weights":
-        monkeypatch.setattr(solver, "_SMALL", 0)
+        monkeypatch.setattr(solver, "_CHOLESKY_EQUATIONS", 0)
 
 
 @pytest.mark.parametrize(("loss", "n_classes"), CASES, ids=IDS)
@@ -113,7 +113,7 @@ def test_searched_directions_precondition_exactly_where_the_matrix_is_the_same()
 @pytest.mark.parametrize("loss", [Hinge(), Absolute()], ids=name)
 def test_kinks_become_sharper_only_as_fast_as_they_are_solved(loss, monkeypatch):
     """By Newton's method in the weights; otherwise the bound falls back and never closes."""
-    monkeypatch.setattr(solver, "_SMALL", 0)
+    monkeypatch.setattr(solver, "_CHOLESKY_EQUATIONS", 0)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 10))
     y = np.maximum(X @ rng.normal(size=(10, 5)), 0.0) @ rng.normal(size=5)

@@ -152,7 +152,7 @@ def test_neurons_left_out_do_not_change_the_optimum(loss, ball, formulation, mon
 def test_many_neurons_without_perturbation_take_the_factor_in_the_samples(loss, monkeypatch):
     program = small_program(loss, NOMINAL, "hard", D=few_patterns(loss, n=12, P=20), n=12)
     dense = InteriorPoint().solve(program)
-    monkeypatch.setattr(system, "_SMALL", 0)
+    monkeypatch.setattr(system, "_ACCURATE_UNKNOWNS", 0)
     check_against_clarabel(program, tol=1e-5, rel=1e-5)
     assert dense.status == "optimal"
 
@@ -226,7 +226,7 @@ def test_grams_without_rows_of_zeros(n_margins):
 
 
 def test_a_solve_by_grams_without_rows_of_zeros_is_the_same(monkeypatch):
-    monkeypatch.setattr(system, "_SMALL", 0)
+    monkeypatch.setattr(system, "_ACCURATE_UNKNOWNS", 0)
     program = small_program(Hinge(), NOMINAL, "hard", D=few_patterns(Hinge(), n=12, P=20), n=12)
     objectives = []
     for mostly in (False, True):
@@ -266,7 +266,7 @@ def test_normal_equations_without_a_factor_are_no_end(monkeypatch):
     def fails(B, M):
         raise np.linalg.LinAlgError
 
-    monkeypatch.setattr(system, "_SMALL", 0)
+    monkeypatch.setattr(system, "_ACCURATE_UNKNOWNS", 0)
     monkeypatch.setattr(system, "_by_normal_equations", fails)
     program = small_program(Hinge(), NOMINAL, "hard", D=few_patterns(Hinge(), n=12, P=20), n=12)
     check_against_clarabel(program)

@@ -55,7 +55,7 @@ def test_ctrl_c_keeps_the_best_iterate():
 
 @pytest.mark.parametrize(("limit", "n_threads"), [(10**9, 1), (0, 2)])
 def test_small_programs_get_one_thread(monkeypatch, limit, n_threads):
-    monkeypatch.setattr(threads, "_SMALL", limit)
+    monkeypatch.setattr(threads, "_ONE_THREAD", limit)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

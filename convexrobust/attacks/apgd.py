@@ -8,7 +8,7 @@ from convexrobust.attacks.region import Best, Region, check_counts, evaluated
 from convexrobust.backends import numpy as numpy_backend
 
 _INERTIA = 0.25  # weight of the last move in the next; 1 - alpha of the paper
-_RISING = 0.75  # share of the steps that must raise the loss for the length to be kept
+_RISING_SHARE = 0.75  # share of the steps that must raise the loss for the length to be kept
 
 
 def apgd(
@@ -125,7 +125,7 @@ class _Climb:
         """
         xp, best = self.xp, self.best
         idle = ~self.just_halved & (best.loss <= self.loss_at_checkpoint)
-        stuck = idle | (self.n_rises < _RISING * n_steps)
+        stuck = idle | (self.n_rises < _RISING_SHARE * n_steps)
         self.length = xp.where(stuck, 0.5 * self.length, self.length)
         self.points = xp.where(stuck[:, None], best.points, self.points)
         self.gradient = xp.where(stuck[:, None], self.best_gradient, self.gradient)

@@ -11,7 +11,7 @@ from convexrobust.attacks.region import Best, Region, check_counts, losses_at
 from convexrobust.backends import numpy as numpy_backend
 
 # The share of the features that change at once is halved after these shares of the queries.
-_HALVINGS = np.array([0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
+_HALVED_AT = np.array([0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8])
 
 
 def square(
@@ -85,7 +85,7 @@ def square(
     points = region.moved(region.X + region.epsilon * _long(region, parts.everywhere()))
     best = Best(xp, points, losses_at(loss, points))
     for t in range(1, n_queries):
-        now = share / 2.0 ** np.count_nonzero(t >= _HALVINGS * n_queries)
+        now = share / 2.0 ** np.count_nonzero(t >= _HALVED_AT * n_queries)
         change = _corners if ball.p == np.inf else _moved_length
         scaled = change(region, (best.points - region.X) / region.unit, *parts.draw(now))
         points = region.moved(region.X + region.epsilon * scaled)

@@ -17,7 +17,7 @@ from convexrobust.certificates.relaxation import Cases, Relaxation, implied_rang
 
 _STEPS = 10  # of Adam on the slopes of a case
 _FEW = 32  # cases of a problem, after which implications between its neurons are worth their time
-_BATCH = 512  # cases bounded together
+_CASES_AT_ONCE = 512  # cases bounded together
 _MOST_OPEN = 20_000  # cases; then the newest come first, so that memory stays bounded
 _CLOSED = 1e-6  # a bracket is closed at this part of the span of the output
 _NOTHING = 1e-9  # a margin of this part of it is taken for 0 where only its sign matters
@@ -66,8 +66,8 @@ class Search:
             order = np.argsort(cases.bound, kind="stable")
             if len(order) > _MOST_OPEN:
                 order = np.arange(len(order))[::-1]
-            halves = self._halves(cases.at(order[:_BATCH]))
-            cases = self._open(cases.at(order[_BATCH:]).joined(halves))
+            halves = self._halves(cases.at(order[:_CASES_AT_ONCE]))
+            cases = self._open(cases.at(order[_CASES_AT_ONCE:]).joined(halves))
         lower = np.full(len(self.X), np.inf)
         np.minimum.at(lower, self.minima.sample, np.maximum(self.closed, self.known))
         return lower, self.X_adv, self.seconds

@@ -15,7 +15,7 @@ import clarabel
 import numpy as np
 from scipy import sparse
 
-_FAR = 1e6  # how far to follow a direction in which the bound grows for ever
+_ENDLESS = 1e6  # how far to follow a direction in which the bound grows for ever
 
 
 class Solved(NamedTuple):
@@ -103,5 +103,5 @@ def _solution(cost, A, b, p, d):
     ).solve()
     x, multipliers = np.nan_to_num(solution.x), np.array(solution.z)[: len(b)]
     if solution.status == clarabel.SolverStatus.PrimalInfeasible:
-        multipliers *= _FAR  # no point is in this case, and they are such a direction
+        multipliers *= _ENDLESS  # no point is in this case, and they are such a direction
     return x[:d] - x[d : 2 * d] if p == 1 else x[:d], multipliers

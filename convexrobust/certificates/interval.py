@@ -18,7 +18,7 @@ from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram
 from convexrobust.regularizers import GroupLasso
 
-_BATCH = 2048  # rows at a time, so that memory stays bounded
+_ROWS_AT_ONCE = 2048  # rows at a time, so that memory stays bounded
 _DOUBLINGS, _HALVINGS = 38, 40  # of a radius: up to 1e11 times the first, then to 12 digits
 
 
@@ -92,7 +92,7 @@ def certified_radius(network, X, y, ball) -> np.ndarray:
 
 
 def _batches(n):
-    return [slice(start, start + _BATCH) for start in range(0, n, _BATCH)]
+    return [slice(start, start + _ROWS_AT_ONCE) for start in range(0, n, _ROWS_AT_ONCE)]
 
 
 def _net(network, direction) -> TwoLayerReLU:

@@ -16,7 +16,7 @@ from convexrobust.certificates.relaxation import Minima
 from convexrobust.conversion import as_network, network_labels
 
 METHODS = ("interval", "lp", "exact")
-_ROWS = 1024  # searched together
+_ROWS_AT_ONCE = 1024  # searched together
 _DOUBLINGS = 38  # of a radius, up to 1e11 times the first
 _NARROW = 0.2  # relative width of a bracket from which its upper end is tried
 
@@ -306,8 +306,8 @@ def _searched(network, X, directions, ball, known, *, radius=None, time_limit=No
     """Return lower bounds of the smallest outputs, the points found, and seconds, all (n, ...)."""
     limit = np.broadcast_to(np.inf if time_limit is None else time_limit, len(X))
     parts = []
-    for start in range(0, len(X), _ROWS):
-        k = slice(start, start + _ROWS)
+    for start in range(0, len(X), _ROWS_AT_ONCE):
+        k = slice(start, start + _ROWS_AT_ONCE)
         around = ball.around(X[k], radius=None if radius is None else radius[k])
         n_rows, n_each = directions[k].shape[:2]
         flat = directions[k].reshape(n_rows * n_each, -1)

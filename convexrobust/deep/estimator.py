@@ -29,7 +29,7 @@ from convexrobust.perturbations import LpBall
 from convexrobust.threads import threads_for
 
 SCORES = ("certified", "attack", "exact")  # as of the convex estimators
-_ROWS = 1000  # predicted or attacked at once
+_ROWS_AT_ONCE = 1000  # predicted or attacked at once
 _ATTACK = {"n_restarts": 5, "random_state": 0}  # of `robust_score`
 
 
@@ -121,7 +121,9 @@ class _AdversarialEstimator(BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
         with torch.no_grad(), left_as_found(self.model_, "eval"):
-            parts = [self.model_(x).reshape(len(x), -1) for x in self._tensors(X).split(_ROWS)]
+            parts = [
+                self.model_(x).reshape(len(x), -1) for x in self._tensors(X).split(_ROWS_AT_ONCE)
+            ]
         return torch.cat(parts).double().cpu().numpy()
 
     def _check_score(self, method):
@@ -323,7 +325,7 @@ class AdversarialClassifier(ClassifierMixin, _AdversarialEstimator):
             verdicts = certificates.certify(self.network_, X, labels, ball, "exact").status
             return verdicts == certificates.Verdict.ROBUST
         x, y = self._tensors(X, labels)
-        points = attacks.pgd(self.model_, x, y, ball, batch_size=_ROWS, **_ATTACK)
+        points = attacks.pgd(self.model_, x, y, ball, batch_size=_ROWS_AT_ONCE, **_ATTACK)
         with torch.no_grad(), left_as_found(self.model_, "eval"):
             margin_loss = ModelLoss(self.model_, y, x.shape[1:])(points)
         return (margin_loss < 0.0).cpu().numpy()

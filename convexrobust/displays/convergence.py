@@ -6,7 +6,7 @@ import numpy as np
 
 from convexrobust.displays.common import axes_or_new, check_lengths
 
-_FEASIBLE = 1e-4  # cone violation up to which an objective counts as one of the program
+_VIOLATION_DRAWN = 1e-4  # cone violation up to which an objective counts as one of the program
 _KINDS = ("band", "gap")
 _AGAINST = ("seconds", "iterations")
 
@@ -129,7 +129,7 @@ class ConvergenceDisplay:
         columns = ("n_iter", "seconds", "objective", "lower_bound", "cone_violation")
         rows = [[getattr(row, column) for column in columns] for row in solution.history]
         n_iter, seconds, objective, lower_bound, violation = np.array(rows, dtype=np.float64).T
-        outside = violation > max(_FEASIBLE, solution.cone_violation)
+        outside = violation > max(_VIOLATION_DRAWN, solution.cone_violation)
         best = np.minimum.accumulate(np.where(outside, np.inf, objective))
         bound = np.minimum(np.maximum.accumulate(lower_bound), solution.lower_bound)
         best, bound = (np.where(np.isfinite(end), end, np.nan) for end in (best, bound))

@@ -17,8 +17,8 @@ from convexrobust.displays.common import (
     scores,
 )
 
-_ROWS = ("clean", "adversarial", "difference")
-_GAP = 0.12  # between images, in widths of one
+_ROW_NAMES = ("clean", "adversarial", "difference")
+_SPACE = 0.12  # between images, in widths of one
 _N_RESTARTS = 5
 
 
@@ -198,7 +198,7 @@ class AdversarialExamplesDisplay:
     @property
     def _steps(self):
         """Distance of an image's left and lower edge from those of the next, in widths."""
-        return 1.0 + _GAP, self.shape[0] / self.shape[1] + 3.0 * _GAP
+        return 1.0 + _SPACE, self.shape[0] / self.shape[1] + 3.0 * _SPACE
 
     def _draw_row(self, row, images, **look):
         (across, down), height = self._steps, self.shape[0] / self.shape[1]
@@ -217,7 +217,7 @@ class AdversarialExamplesDisplay:
             drawn.append(
                 self.ax_.text(
                     k * across + 0.5,
-                    -row * down - height - 0.4 * _GAP,
+                    -row * down - height - 0.4 * _SPACE,
                     str(predicted),
                     color="black" if right else COLORS[1],
                     fontweight="normal" if right else "bold",
@@ -229,14 +229,14 @@ class AdversarialExamplesDisplay:
 
     def _draw_frame(self, reach):
         (across, down), height = self._steps, self.shape[0] / self.shape[1]
-        names = [*_ROWS[:2], f"{_ROWS[2]}\n(up to {reach:.2g})"]
-        ticks = [-row * down - height / 2.0 for row in range(len(_ROWS))]
+        names = [*_ROW_NAMES[:2], f"{_ROW_NAMES[2]}\n(up to {reach:.2g})"]
+        ticks = [-row * down - height / 2.0 for row in range(len(_ROW_NAMES))]
         self.ax_.set_yticks(ticks, names)
         self.ax_.set_xticks([])
         self.ax_.tick_params(length=0)
         self.ax_.spines[:].set_visible(False)
         right, bottom = (len(self.X) - 1) * across + 1.0, -2.0 * down - height
-        self.ax_.set(xlim=(-_GAP, right + _GAP), ylim=(bottom - _GAP, _GAP), aspect="equal")
+        self.ax_.set(xlim=(-_SPACE, right + _SPACE), ylim=(bottom - _SPACE, _SPACE), aspect="equal")
 
 
 def _checked_shape(shape, X) -> tuple:

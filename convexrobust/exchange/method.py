@@ -33,7 +33,7 @@ _PATTERNS = ("all", "grow", "fixed")
 _EARLY = (Status.ROUND_LIMIT, Status.TIME_LIMIT, Status.INTERRUPTED)
 _TINY = np.finfo(float).tiny
 _WIDTH = 32  # of the network to start from
-_SHARE = 0.1  # of the bracket, or of tol, that a solver chosen here may leave open
+_SOLVER_SHARE = 0.1  # of the bracket, or of tol, that a solver chosen here may leave open
 _ROUGHEST = 0.03  # but no more
 _SMALLEST_TOL = 1e-4  # but no less: ADMM would take for ever
 _SHARES = (0.5, 0.2, 0.05)  # of the new network in the mixtures with the best one
@@ -185,7 +185,7 @@ class _Run:
         self.rng = np.random.default_rng(options.random_state)
         self.copies = Copies(program)
         if options.inner == "attack":  # and inexact solutions, which have many neurons
-            self.copies = Copies(program, memory=1, shortest=_SHARE * options.tol)
+            self.copies = Copies(program, memory=1, shortest=_SOLVER_SHARE * options.tol)
         self.solver = options.solver
         if self.solver is None and options.patterns == "all":
             self.solver = ConicSolver()  # pricing needs accurate multipliers
@@ -309,11 +309,11 @@ class _Run:
 
     def _tol_of_solver(self) -> float:
         """Return the relative gap to ask of the next solve: a share of the bracket's, or of tol."""
-        finest = max(_SHARE * self.options.tol, _SMALLEST_TOL)
+        finest = max(_SOLVER_SHARE * self.options.tol, _SMALLEST_TOL)
         if not self.rounds:
             return max(finest, _ROUGHEST)
         width = (self.value - self.rounds[-1].lower_bound) / max(self.value, _TINY)
-        return float(np.clip(_SHARE * width, finest, max(finest, _ROUGHEST)))
+        return float(np.clip(_SOLVER_SHARE * width, finest, max(finest, _ROUGHEST)))
 
     def _start(self, restricted) -> Solution:
         """Return the last solution as a start; its multipliers fit the same rows and patterns."""

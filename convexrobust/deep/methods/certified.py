@@ -15,7 +15,7 @@ from convexrobust.perturbations import DUAL_NORM
 BOUNDS = ("slope", "ibp")
 _LINEAR = (torch.nn.Linear, torch.nn.Conv2d)
 # No output falls when an input rises: the ends of a box go to the ends of the next.
-_RISING = (
+_RISING_LAYERS = (
     torch.nn.ReLU,
     torch.nn.Flatten,
     torch.nn.Identity,
@@ -190,8 +190,8 @@ def _layers(model) -> list:
     """Return the layers of nested Sequentials, or say which one has no bound."""
     if _is_sequential(model):
         return [layer for part in model for layer in _layers(part)]
-    if not isinstance(model, _LINEAR + _RISING):
-        names = ", ".join(kind.__name__ for kind in _LINEAR + _RISING)
+    if not isinstance(model, _LINEAR + _RISING_LAYERS):
+        names = ", ".join(kind.__name__ for kind in _LINEAR + _RISING_LAYERS)
         raise ValueError(f"bound='ibp' needs a Sequential of {names}; got {type(model).__name__}.")
     return [model]
 

@@ -17,7 +17,7 @@ from convexrobust.solvers.gated.proximal_point import MAX_STEPS, proximal_point
 from convexrobust.solvers.gated.run import Run
 from convexrobust.solvers.gated.weights_newton import Searched, newton
 
-_SMALL = 4000  # equations n C up to which they are solved by a Cholesky factorisation
+_CHOLESKY_EQUATIONS = 4000  # equations n C up to which they are solved by a Cholesky factorisation
 _KEPT = 20  # directions of conjugate gradients, if they are not larger than X
 _GRADIENT_STEPS = 25  # where Newton's method stalls
 _SHARE_LEFT = 0.5  # of what the rounding costs the bound: solved more exactly than that, it shrinks
@@ -195,7 +195,7 @@ def _first_weights(program, start, device):
 
 def _improve(run: Run, first, tol, max_iter, time_limit) -> Status:
     """Improve the first weights until the gap is closed or a limit is met; return the status."""
-    small = len(run.program.X) * run.program.n_outputs <= _SMALL
+    small = len(run.program.X) * run.program.n_outputs <= _CHOLESKY_EQUATIONS
     steps = (_proximal_steps if small else _weight_steps)(run, first)
     try:
         for _ in steps:

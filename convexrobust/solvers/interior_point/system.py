@@ -10,9 +10,9 @@ from convexrobust.solvers.interior_point.rows import DenseRows, ProductRows, inv
 
 _REFINEMENTS = 3  # of the linear solves, at most
 # Residuals that are good: small, or that share of the products s'z, far from the end.
-_EXACT, _SHARE = 1e-11, 1e-3
-_POOR = 1e-8  # residuals for which a slower factor is worth its time
-_SMALL = 600  # unknowns up to which the more accurate factor is taken
+_EXACT, _SHARE_OF_PRODUCT = 1e-11, 1e-3
+_POOR_RESIDUAL = 1e-8  # residuals for which a slower factor is worth its time
+_ACCURATE_UNKNOWNS = 600  # unknowns up to which the more accurate factor is taken
 _LARGEST_SHIFT = 1e-3  # relative, of a diagonal that rounding left too small
 
 
@@ -33,7 +33,7 @@ class System:
 
     def __init__(self, iterate: Iterate):
         self.iterate, self.data = iterate, iterate.data
-        self.good = max(_EXACT, _SHARE * iterate.product() / iterate.degree)
+        self.good = max(_EXACT, _SHARE_OF_PRODUCT * iterate.product() / iterate.degree)
         self.C = self._clean_margins()
         self.A: DenseRows | ProductRows
         row_weight = iterate.cone.weight
@@ -53,7 +53,7 @@ class System:
     def solve(self, r, r_margin, r_loss):
         """Return the steps (J, size), the new multipliers (n, E) and the steps of the losses."""
         solution, error = self._refined(r, r_margin, r_loss)
-        if not error < max(_POOR, self.good) and self.slower is not None:
+        if not error < max(_POOR_RESIDUAL, self.good) and self.slower is not None:
             self.solve_neurons, self.slower = self.slower(), None
             solution, _ = self._refined(r, r_margin, r_loss)
         return solution
@@ -194,7 +194,7 @@ class System:
         B, slope, M = self.B, self.iterate.slope, self._half()
         n_neurons, size, _ = B.shape
         unknowns, rows = n_neurons * size, len(self.given) * self.data.fold.shape[1]
-        if slope is None and rows < unknowns and unknowns > _SMALL:
+        if slope is None and rows < unknowns and unknowns > _ACCURATE_UNKNOWNS:
             return self._factor_in_samples(B, M)
         half = M.dense()
         K = half.T @ half

@@ -21,7 +21,7 @@ from convexrobust.solvers.memory import keep_freed
 from convexrobust.solvers.working_set.columns import joined
 from convexrobust.solvers.working_set.point import Point
 
-_TINY = 1e-12
+_LEAST_LENGTH = 1e-12
 _TRAINED_ROWS = 4000  # that a first network is trained on, at most
 _ARRAYS = 8  # of the size of rows times neurons in a step of training
 
@@ -212,7 +212,7 @@ class _CertifiedBound:
         scaled = axes * directions
         if sets.p == 2:
             length = np.linalg.norm(scaled, axis=1, keepdims=True)
-            return axes * scaled / np.maximum(length, _TINY)
+            return axes * scaled / np.maximum(length, _LEAST_LENGTH)
         peak = np.zeros_like(scaled)
         place = (np.arange(len(scaled)), np.abs(scaled).argmax(axis=1))
         peak[place] = np.sign(scaled[place])
@@ -222,7 +222,7 @@ class _CertifiedBound:
 def _first_weights(program, width, rng):
     """Return random weights; half of the neurons of an output raise it, half lower it."""
     d, n_outputs = program.X.shape[1], program.n_outputs
-    scale = max(np.sqrt(np.mean(program.sets.center**2)), _TINY)
+    scale = max(np.sqrt(np.mean(program.sets.center**2)), _LEAST_LENGTH)
     U = rng.normal(size=(d, width)) / (np.sqrt(d) * scale)
     A = np.zeros((width, n_outputs))
     j = np.arange(width)
