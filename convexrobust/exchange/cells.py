@@ -11,9 +11,7 @@ from scipy.optimize import nnls
 from convexrobust.duality import Multipliers
 from convexrobust.patterns import enumerate_patterns
 
-_NEGLIGIBLE_MULTIPLIER = (
-    1e-7  # part of the largest multiplier below which one is left out of the pricing
-)
+_NEGLIGIBLE = 1e-7  # part of the largest multiplier below which one is left out of the pricing
 _PAYS = 1.0 + 1e-6  # times beta: the gain from which a cell becomes a pattern
 _ALIKE = 0.97  # cosine from which two new gates count as one
 _MOST_NEW = 10  # patterns an output and sign priced in a round
@@ -31,7 +29,7 @@ class Priced(NamedTuple):
 def price_cells(restricted, margins, most_cells) -> Priced:
     """Price every cell of the rows that have multipliers."""
     a = np.maximum(margins, 0.0)
-    used = a.sum(axis=1) > _NEGLIGIBLE_MULTIPLIER * a.sum(axis=1).max(initial=0.0)
+    used = a.sum(axis=1) > _NEGLIGIBLE * a.sum(axis=1).max(initial=0.0)
     a = np.where(used[:, None], a, 0.0)
     cells, n = _cells(restricted.X[used], most_cells), len(used)
     D = np.zeros((n, cells.shape[1]), dtype=np.int8)
