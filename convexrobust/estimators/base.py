@@ -20,6 +20,7 @@ from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram, Solution, Status
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import Solver, WorkingSet, default_solver
+from convexrobust.solvers.contract import check_accepted
 from convexrobust.solvers.monitor import watched_by
 from convexrobust.solvers.working_set.columns import joined
 
@@ -241,6 +242,8 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator, ABC):
         self._begin_callbacks(X, y)
         problem, start = self._warmed(self._problem(X, y, sample_weight))
         solver = self._chosen_solver(problem.programs[0])
+        for program in problem.programs:
+            check_accepted(solver, program)
         with watched_by(self._watcher(problem)):
             solutions = [solver.solve(program, start) for program in problem.programs]
         self._learn(problem, solver, solutions)

@@ -20,6 +20,7 @@ from convexrobust.estimators.base import ConvexRobustEstimator
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import Solver
+from convexrobust.solvers.contract import check_accepted
 from convexrobust.solvers.residuals import best_cone_multipliers, multipliers_at_zero
 
 _N_BETAS = 8
@@ -200,6 +201,7 @@ class _Chain:
     """
 
     def __init__(self, program: ConvexProgram, solver: Solver):
+        check_accepted(solver, program)
         self.program = program
         self.solver = solver
         self.first: Solution | None = None  # of the present epsilon
