@@ -101,10 +101,7 @@ class Loss(ABC):
         """
 
     def largest_scale(self, multipliers) -> float:
-        """Return the largest t for which all rows of t times the multipliers (n, E) are legal.
-
-        Legal are those in the domain of `conjugate`, which is convex and holds 0; inf if all are.
-        """
+        """Return the largest t for which t times the multipliers (n, E) is in the dual domain."""
         heaviest = float(multipliers.sum(axis=1).max(initial=0.0))
         limits = np.broadcast_to(self.margin_limits, multipliers.shape[1])
         share = float((multipliers / limits).max(initial=0.0))
@@ -114,7 +111,7 @@ class Loss(ABC):
     def location(self, y, weight) -> float:
         """Return the constant prediction that estimators start from: the weighted mean of y (n,).
 
-        It becomes the output bias of a regressor. `Pinball` and `Huber` have the best constant.
+        It becomes the output bias. For `Pinball` and `Huber` it is the best constant.
         """
         return float(np.average(y, weights=weight))
 
@@ -248,9 +245,8 @@ class Squared(ResidualLoss):
 class Huber(ResidualLoss):
     r"""Half the square of the residual r up to delta, :math:`\delta (|r| - \delta / 2)` beyond.
 
-    Outliers of y pull with a force of delta at most (Huber, Annals of Mathematical Statistics,
-    1964). With Huber's 1.35 times the standard deviation of Gaussian noise the estimate loses 5 %
-    of its efficiency there.
+    Outliers pull with a force of delta at most (Huber, Annals of Mathematical Statistics, 1964);
+    1.35 times the standard deviation of the noise costs 5 % of efficiency if it is Gaussian.
 
     Parameters
     ----------
@@ -268,8 +264,7 @@ class Huber(ResidualLoss):
     def __post_init__(self):
         if not (isinstance(self.delta, Real) and 0.0 < self.delta < np.inf):
             raise ValueError(
-                f"delta must be a finite number > 0, in units of y, got {self.delta!r}; for a loss "
-                "that is quadratic everywhere use Squared()."
+                f"delta must be a finite number > 0, got {self.delta!r}; without limit: Squared()."
             )
 
     @property
@@ -349,8 +344,8 @@ class Pinball(_LargestResidual):
     def __post_init__(self):
         if not (isinstance(self.quantile, Real) and 0.0 < self.quantile < 1.0):
             raise ValueError(
-                f"quantile must be a number strictly between 0 and 1, got {self.quantile!r}; e.g. "
-                "0.9 for a value that nine in ten targets stay below."
+                f"quantile must be a number strictly between 0 and 1, got {self.quantile!r}; 0.9 "
+                "for what nine in ten targets stay below."
             )
 
     @property
@@ -362,8 +357,7 @@ class Pinball(_LargestResidual):
         """Return the weighted quantile of y."""
         order = np.argsort(y, kind="stable")
         below = np.cumsum(weight[order])
-        at = np.searchsorted(below, self.quantile * below[-1])
-        return float(y[order[min(at, len(y) - 1)]])
+        return float(y[order[np.searchsorted(below, self.quantile * below[-1])]])
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,15 @@ def test_for_every_loss_of_several_classes(loss, formulation):
     assert_same_iterates(program_of(loss, formulation=formulation, **options))
 
 
+@pytest.mark.parametrize("formulation", ["soft", "hard"])
+def test_for_margins_at_a_scale(formulation):
+    class Doubled(Hinge):
+        margin_scales = 2.0
+
+    program = program_of(Doubled(), formulation=formulation, n_classes=3)
+    assert_same_iterates(program, start=away_from_ties(program))
+
+
 def test_probabilities_that_fall_steeply_with_the_multipliers():
     """Where many slacks are open the true class's probability falls by far more than e a step."""
     X = np.random.default_rng(0).normal(size=(300, 11))
