@@ -278,7 +278,7 @@ class TestLocation:
 
 
 class TestEstimators:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def data(self):
         rng = np.random.default_rng(0)
         X = rng.uniform(-1.0, 1.0, size=(150, 1))
