@@ -45,15 +45,9 @@ class Balance:
         steepness = 0.0 if self.logistic else program.loss.steepness
         # Samples of weight 0 have a cap of 0, whatever the fall; it only has to be a number.
         self.fall = steepness / torch.where(self.weight > 0.0, self.weight, 1.0)
-        self.samples = None
+        self.samples = self.repeated = None
         if program.copy_of is not None:
-            self._group(program, like)
-
-    def _group(self, program, like):
-        copies = torch.as_tensor(program.copies, device=like.device)
-        repeated = torch.zeros_like(copies, dtype=torch.bool)
-        repeated[:, 1:] = copies[:, 1:] == copies[:, :-1]
-        self.samples, self.repeated = copies, repeated
+            self.samples, self.repeated = _groups(program, like)
 
     def __call__(self, constant, slope, shared=None):
         """Return a (E, n) for c and g of shape (E, n); shared is (k_0, k_1) of shape (n,)."""
@@ -148,6 +142,14 @@ class Balance:
             excess = total / self.weight + torch.exp(middle + k0 + k1 * total) - 1.0
             low, high = torch.where(excess < 0, middle, low), torch.where(excess < 0, high, middle)
         return _wright(offset + low) / slope
+
+
+def _groups(program, like):
+    """Return the rows of each sample's copies (n_samples, K), and which only repeat another."""
+    copies = torch.as_tensor(program.copies, device=like.device)
+    repeated = torch.zeros_like(copies, dtype=torch.bool)
+    repeated[:, 1:] = copies[:, 1:] == copies[:, :-1]
+    return copies, repeated
 
 
 def _wright(c):

@@ -49,10 +49,6 @@ class Weights(NamedTuple):
     preactivations: float
     reaches: float
 
-    def times(self, factor) -> Weights:
-        """Return all weights times a factor."""
-        return Weights(*(factor * weight for weight in self))
-
 
 class State(NamedTuple):
     """The state; an iteration overwrites its arrays, in place.
