@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convexrobust.losses import LossKind
+from convexrobust.losses import Loss, LossKind
 
 
 class MarginMap(NamedTuple):
@@ -28,7 +28,45 @@ class MarginMap(NamedTuple):
     slope_of: tuple[int, ...]
 
 
-def check_margins(loss, n_outputs):
+_TASKS = ("classification", "regression")
+
+
+def check_loss(loss, n_outputs):
+    """Raise ValueError for what is no loss, or one that says of itself what cannot be."""
+    if not isinstance(loss, Loss):
+        raise ValueError(
+            "loss must be an object derived from convexrobust.losses.Loss, e.g. Hinge(); got "
+            f"{loss!r}."
+        )
+    kinds = tuple(str(kind) for kind in LossKind)
+    _check_attribute(loss, "task", lambda task: task in _TASKS, f"one of {_TASKS}")
+    _check_attribute(
+        loss, "kind", lambda kind: kind in kinds, f"one of {kinds}, of which 'other' says nothing"
+    )
+    _check_attribute(
+        loss, "largest_multiplier", lambda most: most > 0.0, "a positive number, inf for no limit"
+    )
+    if loss.kind == LossKind.SMALLEST_MARGIN:
+        _check_attribute(loss, "threshold", np.isfinite, "a finite number")
+        _check_attribute(
+            loss, "steepness", lambda s: 0.0 <= s < np.inf, "a finite number >= 0, 0 for linear"
+        )
+    _check_margins(loss, n_outputs)
+
+
+def _check_attribute(loss, attribute, is_legal, legal):
+    """Raise ValueError unless an attribute of a loss is there and legal."""
+    given = getattr(loss, attribute, None)
+    try:
+        fine = bool(is_legal(given))
+    except (TypeError, ValueError):  # of another type than the comparison's
+        fine = False
+    if not fine:
+        says = "has none" if given is None else f"says {given!r}"
+        raise ValueError(f"loss.{attribute} must be {legal}; {type(loss).__name__} {says}.")
+
+
+def _check_margins(loss, n_outputs):
     """Raise ValueError for scales or limits of a loss's margins that cannot be."""
     n_margins = 2 if loss.task == "regression" else max(n_outputs - 1, 1)
     for attribute, finite in (("margin_scales", True), ("margin_limits", False)):

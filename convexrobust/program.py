@@ -34,8 +34,8 @@ import numpy as np
 
 from convexrobust.backends import numpy as numpy_backend
 from convexrobust.duality import Multipliers, lower_bound
-from convexrobust.losses import Loss, LossKind
-from convexrobust.margins import MarginMap, check_margins, margin_map
+from convexrobust.losses import Loss
+from convexrobust.margins import MarginMap, check_loss, margin_map
 from convexrobust.perturbations import LpBall, Neighbourhoods
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solution import Progress as Progress
@@ -102,7 +102,7 @@ class ConvexProgram:
             raise ValueError(
                 f"formulation must be one of {FORMULATIONS}, got {self.formulation!r}."
             )
-        self._check_loss()
+        check_loss(self.loss, self.n_outputs)
         n = len(self.X)
         if np.ndim(self.D) != 2 or len(self.D) != n:
             raise ValueError(
@@ -115,20 +115,6 @@ class ConvexProgram:
             raise ValueError(f"y has {len(self.y)} entries but X has {n} rows.")
         self._check_copies(n)
         self._check_labels()
-
-    def _check_loss(self):
-        if not isinstance(self.loss, Loss):
-            raise ValueError(
-                "loss must be an object derived from convexrobust.losses.Loss, e.g. Hinge(); got "
-                f"{self.loss!r}."
-            )
-        kinds = tuple(str(kind) for kind in LossKind)
-        if self.loss.kind not in kinds:
-            raise ValueError(
-                f"loss.kind must be one of {kinds} ({type(self.loss).__name__} says "
-                f"{self.loss.kind!r}); 'other' promises solvers nothing."
-            )
-        check_margins(self.loss, self.n_outputs)
 
     def _check_copies(self, n):
         if self.copy_of is None:

@@ -175,8 +175,31 @@ class TestBadLosses:
         class Odd(Squared):
             kind = "quadratic"
 
-        with pytest.raises(ValueError, match=r"loss.kind must be one of .*'other'.*Odd says"):
+        with pytest.raises(
+            ValueError, match=r"loss.kind must be one of .*'other'.*Odd says 'quadratic'"
+        ):
             small_program(Odd(), LINF)
+
+    @pytest.mark.parametrize(
+        ("attribute", "value"),
+        [
+            ("task", None),
+            ("task", "ranking"),
+            ("largest_multiplier", None),
+            ("largest_multiplier", "1"),
+            ("largest_multiplier", -1.0),
+            ("threshold", np.nan),
+            ("steepness", None),
+            ("steepness", -1.0),
+        ],
+    )
+    def test_attributes_that_cannot_be(self, attribute, value):
+        class Odd(Squared):
+            kind = LossKind.SMALLEST_MARGIN
+
+        setattr(Odd, attribute, value)
+        with pytest.raises(ValueError, match=rf"loss\.{attribute} must be .*; Odd (says|has none)"):
+            replace(small_program(Squared(), LINF), loss=Odd())
 
     def test_kinds_are_written_as_strings_too(self):
         class Plain(Squared):
@@ -184,3 +207,49 @@ class TestBadLosses:
 
         assert Plain.kind == LossKind.SMALLEST_MARGIN
         assert InteriorPoint().refusal(small_program(Plain(), LINF)) is None
+
+
+class TestBadSolvers:
+    @pytest.mark.parametrize("solver", ["admm", InteriorPoint, 3, object()], ids=str)
+    @pytest.mark.parametrize("around", [WorkingSet, Exchange])
+    def test_what_is_no_solver(self, around, solver):
+        with pytest.raises(ValueError, match=r"solver must be an object with solve\(program"):
+            around(solver=solver)
+
+    @pytest.mark.parametrize("answer", [True, "", 0, b"no"], ids=repr)
+    def test_a_refusal_that_is_no_text(self, answer):
+        class Odd(ConicSolver):
+            def refusal(self, program):
+                return answer
+
+        program = small_program(Hinge(), LINF)
+        for solve in (Odd().solve, WorkingSet(solver=Odd()).solve):
+            with pytest.raises(SolverError, match=r"Odd\.refusal must return None, or a text"):
+                solve(program)
+
+    @pytest.mark.parametrize("answer", [None, (1, 2), {"V": 0}], ids=repr)
+    def test_an_answer_that_is_no_solution(self, answer):
+        class Odd:
+            def solve(self, program, start=None):
+                return answer
+
+        X, y = small_data()
+        for solver in (Odd(), WorkingSet(solver=Odd())):
+            with pytest.raises(SolverError, match=r"Odd\.solve must return a Solution"):
+                ConvexRobustClassifier(solver=solver).fit(X[:, :-1], y)
+        with pytest.raises(SolverError, match=r"Odd\.solve must return a Solution"):
+            Exchange(solver=Odd()).solve(small_program(Hinge(), LINF))
+
+    def test_patterns_are_generated_once(self):
+        class Other(ConicSolver):
+            def solve(self, program, start=None):
+                return replace(super().solve(program, start), D=1 - program.D)
+
+        program = small_program(Hinge(), LINF)
+        few = replace(program, D=program.D[:, :2])
+        inner = WorkingSet(width=4, max_rounds=1)
+        with pytest.raises(SolverError, match="WorkingSet returned a solution with other patterns"):
+            WorkingSet(solver=inner, width=0).solve(few)
+        for around in (WorkingSet(solver=Other(), width=0), Exchange(solver=Other())):
+            with pytest.raises(SolverError, match="Other returned a solution with other patterns"):
+                around.solve(program)

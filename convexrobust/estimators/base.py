@@ -20,7 +20,7 @@ from convexrobust.perturbations import LpBall
 from convexrobust.program import ConvexProgram, Solution, Status
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import Solver, WorkingSet, default_solver
-from convexrobust.solvers.contract import check_accepted
+from convexrobust.solvers.contract import check_accepted, check_solver, checked_solution
 from convexrobust.solvers.monitor import watched_by
 from convexrobust.solvers.working_set.columns import joined
 
@@ -245,7 +245,10 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator, ABC):
         for program in problem.programs:
             check_accepted(solver, program)
         with watched_by(self._watcher(problem)):
-            solutions = [solver.solve(program, start) for program in problem.programs]
+            solutions = [
+                checked_solution(solver, solver.solve(program, start))
+                for program in problem.programs
+            ]
         self._learn(problem, solver, solutions)
         self._callback_fit_ctx.call_on_fit_task_end(estimator=self, reconstruction_attributes={})
         return self
@@ -282,14 +285,8 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator, ABC):
 
 def checked_solver(solver, formulation):
     """Raise ValueError for what is no solver, or none of this formulation; None is legal."""
-    solves = solver is None or callable(getattr(solver, "solve", None))
-    if isinstance(solver, type) or not solves:
-        got = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
-        raise ValueError(
-            "solver must be an object with solve(program, start=None), e.g. "
-            "convexrobust.InteriorPoint(), or None for the one of the program's size; "
-            f"got {got}."
-        )
+    if solver is not None:
+        check_solver(solver)
     if isinstance(solver, Exchange) and formulation != "exchange":
         raise ValueError(
             f"solver is an Exchange, which does not solve the {formulation} program: set "
@@ -300,7 +297,7 @@ def checked_solver(solver, formulation):
 def checked_loss(loss, default, task) -> Loss:
     """Return the loss or its default, making sure that it is one of this task."""
     loss = default if loss is None else loss
-    if not isinstance(loss, Loss) or loss.task != task:
+    if not isinstance(loss, Loss) or getattr(loss, "task", None) != task:
         got = f"the class {loss.__name__}" if isinstance(loss, type) else repr(loss)
         raise ValueError(
             f"loss must be a {task} loss of convexrobust.losses, an object, e.g. {default!r}; "

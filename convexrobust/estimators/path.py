@@ -20,7 +20,7 @@ from convexrobust.estimators.base import ConvexRobustEstimator
 from convexrobust.program import ConvexProgram, Solution
 from convexrobust.regularizers import GroupLasso
 from convexrobust.solvers import Solver
-from convexrobust.solvers.contract import check_accepted
+from convexrobust.solvers.contract import check_accepted, checked_solution
 from convexrobust.solvers.residuals import best_cone_multipliers, multipliers_at_zero
 
 _N_BETAS = 8
@@ -217,7 +217,7 @@ class _Chain:
 
     def solve(self, program: ConvexProgram) -> Solution:
         """Solve a program of the chain from the last solution; keep it and its patterns."""
-        found = self.solver.solve(program, self.last)
+        found = checked_solution(self.solver, self.solver.solve(program, self.last))
         self.first, self.last = self.first or found, found
         if found.D is not None:
             self.program = replace(program, D=np.unique(np.hstack([program.D, found.D]), axis=1))

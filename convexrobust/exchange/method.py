@@ -24,7 +24,7 @@ from convexrobust.exchange.solution import ExchangeSolution, Round
 from convexrobust.network import TwoLayerReLU
 from convexrobust.program import ConvexProgram, Progress, Scope, Solution, Status
 from convexrobust.solvers import ConicSolver, Solver, default_solver
-from convexrobust.solvers.contract import check_accepted
+from convexrobust.solvers.contract import check_accepted, check_solver, solved
 from convexrobust.solvers.monitor import ConvergenceWarning, warn_early
 
 _INNER = ("exact", "attack")
@@ -116,6 +116,8 @@ class Exchange:
     ):
         _check_one_of("inner", inner, _INNER)
         _check_one_of("patterns", patterns, _PATTERNS)
+        if solver is not None:
+            check_solver(solver)
         if max_rounds < 1 or n_copies < 1:
             raise ValueError(f"max_rounds={max_rounds} and n_copies={n_copies} must be at least 1.")
         self.network = network
@@ -303,7 +305,7 @@ class _Run:
         start = self._start(restricted)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            self.restricted, self.solved = restricted, solver.solve(restricted, start)
+            self.restricted, self.solved = restricted, solved(solver, restricted, start)
         self.solver_seconds += self.solved.solver_seconds
         return self.solved
 

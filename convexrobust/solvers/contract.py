@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+
 from convexrobust.losses import LossKind
 from convexrobust.program import ConvexProgram, Solution
 
@@ -37,10 +39,33 @@ class Solver(Protocol):
         ...
 
 
+def check_solver(solver) -> None:
+    """Raise ValueError for what is no solver: a name, a class, an object without ``solve``."""
+    if isinstance(solver, type) or not callable(getattr(solver, "solve", None)):
+        got = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
+        raise ValueError(
+            "solver must be an object with solve(program, start=None), e.g. "
+            "convexrobust.InteriorPoint(), or None for the one of the program's size; "
+            f"got {got}."
+        )
+
+
 def refusal_of(solver: Solver, program: ConvexProgram) -> str | None:
-    """Return a solver's refusal of a program, None where it has none to give."""
+    """Return a solver's refusal of a program, None where it has none to give.
+
+    Raises
+    ------
+    SolverError
+        If what it says is neither None nor a text.
+    """
     refusal = getattr(solver, "refusal", None)
-    return None if refusal is None else refusal(program)
+    text = refusal(program) if callable(refusal) else refusal
+    if text is None or (isinstance(text, str) and text):
+        return text
+    raise SolverError(
+        f"{type(solver).__name__}.refusal must return None, or a text that says what is missing "
+        f"and which solver can; got {text!r}."
+    )
 
 
 def check_accepted(solver: Solver, program: ConvexProgram) -> None:
@@ -48,6 +73,37 @@ def check_accepted(solver: Solver, program: ConvexProgram) -> None:
     text = refusal_of(solver, program)
     if text is not None:
         raise ProgramRefusedError(text)
+
+
+def solved(solver: Solver, program: ConvexProgram, start: Solution | None = None) -> Solution:
+    """Return a solver's solution of a program on the patterns of that, or say what is wrong.
+
+    Raises
+    ------
+    ProgramRefusedError
+        If the solver refuses the program.
+    SolverError
+        If what it returns is no `Solution`, or one with other patterns.
+    """
+    check_accepted(solver, program)
+    found = checked_solution(solver, solver.solve(program, start))
+    same = found.D is None or np.array_equal(found.D, program.D)
+    if same and found.V.shape == found.W.shape == program.shape:
+        return found
+    raise SolverError(
+        f"{type(solver).__name__} returned a solution with other patterns: who generates patterns "
+        "needs a solver that keeps those of the program, e.g. convexrobust.InteriorPoint()."
+    )
+
+
+def checked_solution(solver: Solver, found) -> Solution:
+    """Return what a solver returned, or raise SolverError if that is no `Solution`."""
+    if isinstance(found, Solution):
+        return found
+    raise SolverError(
+        f"{type(solver).__name__}.solve must return a Solution, as program.solution(V, W) makes "
+        f"one; got {type(found).__name__}."
+    )
 
 
 def refusal_of_loss(name: str, loss) -> str | None:

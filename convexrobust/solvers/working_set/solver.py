@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from convexrobust.program import ConvexProgram, Scope, Solution, Status
 from convexrobust.solvers.choice import default_solver, dense_solver
-from convexrobust.solvers.contract import Solver, check_accepted, refusal_of
+from convexrobust.solvers.contract import Solver, check_accepted, check_solver, refusal_of, solved
 from convexrobust.solvers.monitor import warn_early
 from convexrobust.solvers.working_set.constant import best_constant, simple_constant
 from convexrobust.solvers.working_set.point import Point
@@ -94,6 +94,8 @@ class WorkingSet:
         time_limit=None,
         random_state=0,
     ):
+        if solver is not None:
+            check_solver(solver)
         self.tol = tol
         self.solver = solver
         self.network = network
@@ -275,7 +277,7 @@ class _Steps:
         with warnings.catch_warnings():
             # Only the last round has to converge; `finish` tells how it ended.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            solution = solver.solve(start.program, start.solution)
+            solution = solved(solver, start.program, start.solution)
         found = Point(start.program, solution)
         return replace(state, log=state.log.with_solve(begun, solution)), found
 
