@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from convexrobust.backends import numpy as xp
-from convexrobust.losses import EpsilonInsensitive
+from convexrobust.losses import EpsilonInsensitive, Hinge, Huber, Pinball
 from tests.cases import LOSSES, MARGIN_LOSSES, name
 
 
@@ -65,3 +65,32 @@ def test_a_single_margin_is_the_binary_loss(loss):
 def test_epsilon_insensitive_refuses_a_negative_tube():
     with pytest.raises(ValueError, match="tube"):
         EpsilonInsensitive(-0.1)
+
+
+@pytest.mark.parametrize("quantile", [0.1, 0.8])
+def test_the_worst_residual_of_an_interval_is_weighed_by_its_side(quantile):
+    """By the formula of the loss itself: low predictions cost the quantile, high ones the rest."""
+    rng = np.random.default_rng(0)
+    lo, width, y = rng.normal(size=40), rng.uniform(size=40), rng.normal(size=40)
+    ends = np.stack([lo, lo + width])
+    expected = np.maximum(quantile * (y - ends), (quantile - 1.0) * (y - ends)).max(axis=0)
+    found = Pinball(quantile).worst_case(xp, lo, lo + width, y)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_the_worst_margin_of_an_interval_has_the_scale_of_the_loss():
+    class Doubled(Hinge):
+        margin_scales = 2.0
+
+    y, lo, hi = np.array([1.0, -1.0, 1.0]), np.array([0.2, -0.9, 0.6]), np.array([0.7, -0.1, 0.8])
+    found = Doubled().worst_case(xp, lo, hi, y)
+    np.testing.assert_allclose(found, np.maximum(1.0 - 2.0 * np.where(y > 0, lo, -hi), 0.0))
+
+
+@pytest.mark.parametrize("delta", [0.05, 0.5, 5.0])
+def test_hubers_location_is_the_root_of_the_pull(delta):
+    rng = np.random.default_rng(0)
+    y, weight = np.append(rng.normal(size=30), 40.0), rng.uniform(size=31)
+    at = Huber(delta).location(y, weight)
+    pull = weight @ np.clip(y - at, -delta, delta)
+    assert abs(pull) <= 1e-12 * delta * weight.sum()
