@@ -107,7 +107,9 @@ def size_of(thing, seen):
     if isinstance(thing, (list, tuple)):
         return sum(size_of(part, seen) for part in thing)
     if type(thing).__module__.startswith("convexrobust.solvers"):
-        return size_of(vars(thing), seen)
+        # Some have slots in place of a dictionary.
+        names = getattr(type(thing), "__slots__", None) or vars(thing)
+        return sum(size_of(getattr(thing, name), seen) for name in names)
     return 0
 
 
