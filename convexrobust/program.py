@@ -290,6 +290,11 @@ class ConvexProgram:
     def mean_loss(self, xp, margins):
         """Return the weighted mean loss of given margins, of each sample at its worst copy."""
         losses = self.loss.value(xp, margins)
+        if tuple(losses.shape) != (len(self.X),):  # else broadcasting would sum over pairs of rows
+            raise ValueError(
+                f"loss.value must return one number a row, shape ({len(self.X)},); "
+                f"{type(self.loss).__name__} returned shape {tuple(losses.shape)}."
+            )
         if self.copy_of is not None:
             losses = xp.row_max(xp.take(losses, self.copies))
         return xp.sum(xp.multiply(xp.constant(self.weight, losses), losses))

@@ -171,7 +171,7 @@ class Solution:
 
 def _member(kind, argument, value):
     """Return the member of an enumeration that a value names."""
-    if value not in list(kind):
+    if not (isinstance(value, str) and value in list(kind)):
         legal = ", ".join(repr(str(member)) for member in kind)
         raise ValueError(f"{argument} must be one of {legal}; got {value!r}.")
     return kind(value)

@@ -1,11 +1,17 @@
 """What a solver cannot treat it refuses by name; who was not named is passed over."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from convexrobust import ConvexRobustClassifier, default_solver
+from convexrobust import (
+    ConvexRobustClassifier,
+    Solution,
+    default_solver,
+    regularization_path,
+)
 from convexrobust.exchange import Exchange
 from convexrobust.losses import Hinge, Logistic, LossKind, MarginLoss, Squared
 from convexrobust.perturbations import LpBall
@@ -201,6 +207,19 @@ class TestBadLosses:
         with pytest.raises(ValueError, match=rf"loss\.{attribute} must be .*; Odd (says|has none)"):
             replace(small_program(Squared(), LINF), loss=Odd())
 
+    def test_a_value_of_another_shape(self):
+        """One a margin instead of one a row would be summed over pairs of rows, by broadcasting."""
+
+        class Odd(CubedHinge):
+            def value(self, xp, margins):
+                return xp.pos(1.0 - margins)
+
+        X, y = small_data()
+        for n_patterns in (None, 2):
+            model = ConvexRobustClassifier(loss=Odd(), n_patterns=n_patterns)
+            with pytest.raises(ValueError, match=r"loss\.value must return .* Odd returned"):
+                model.fit(X[:, :-1], y)
+
     def test_kinds_are_written_as_strings_too(self):
         class Plain(Squared):
             kind = "smallest margin"
@@ -240,6 +259,25 @@ class TestBadSolvers:
         with pytest.raises(SolverError, match=r"Odd\.solve must return a Solution"):
             Exchange(solver=Odd()).solve(small_program(Hinge(), LINF))
 
+    @pytest.mark.parametrize(
+        ("V", "got"),
+        [
+            (np.zeros((1, 2, 5)), r"V and W of shapes \(1, 2, 5\)"),
+            (np.full((1, 3, 2), np.nan), "weights whose objective is nan"),
+        ],
+        ids=["shape", "nan"],
+    )
+    def test_a_solution_of_something_else(self, V, got):
+        class Odd:
+            def solve(self, program, start=None):
+                return Solution(V, V, 1.0 + V.sum())
+
+        X, y = small_data()
+        model = ConvexRobustClassifier(solver=Odd(), n_patterns=2)
+        for fit in (model.fit, partial(regularization_path, model, betas=[0.1])):
+            with pytest.raises(SolverError, match=rf"Odd\.solve must return a Solution.*{got}"):
+                fit(X[:, :-1], y)
+
     def test_patterns_are_generated_once(self):
         class Other(ConicSolver):
             def solve(self, program, start=None):
@@ -251,5 +289,5 @@ class TestBadSolvers:
         with pytest.raises(SolverError, match="WorkingSet returned a solution with other patterns"):
             WorkingSet(solver=inner, width=0).solve(few)
         for around in (WorkingSet(solver=Other(), width=0), Exchange(solver=Other())):
-            with pytest.raises(SolverError, match="Other returned a solution with other patterns"):
+            with pytest.raises(SolverError, match=r"Other returned .*\bConicSolver\(\)"):
                 around.solve(program)

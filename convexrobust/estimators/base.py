@@ -246,7 +246,7 @@ class ConvexRobustEstimator(CallbackSupportMixin, BaseEstimator, ABC):
             check_accepted(solver, program)
         with watched_by(self._watcher(problem)):
             solutions = [
-                checked_solution(solver, solver.solve(program, start))
+                checked_solution(solver, program, solver.solve(program, start))
                 for program in problem.programs
             ]
         self._learn(problem, solver, solutions)

@@ -217,7 +217,7 @@ class _Chain:
 
     def solve(self, program: ConvexProgram) -> Solution:
         """Solve a program of the chain from the last solution; keep it and its patterns."""
-        found = checked_solution(self.solver, self.solver.solve(program, self.last))
+        found = checked_solution(self.solver, program, self.solver.solve(program, self.last))
         self.first, self.last = self.first or found, found
         if found.D is not None:
             self.program = replace(program, D=np.unique(np.hstack([program.D, found.D]), axis=1))

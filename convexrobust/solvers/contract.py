@@ -86,23 +86,29 @@ def solved(solver: Solver, program: ConvexProgram, start: Solution | None = None
         If what it returns is no `Solution`, or one with other patterns.
     """
     check_accepted(solver, program)
-    found = checked_solution(solver, solver.solve(program, start))
+    found = checked_solution(solver, program, solver.solve(program, start))
     same = found.D is None or np.array_equal(found.D, program.D)
     if same and found.V.shape == found.W.shape == program.shape:
         return found
     raise SolverError(
         f"{type(solver).__name__} returned a solution with other patterns: who generates patterns "
-        "needs a solver that keeps those of the program, e.g. convexrobust.InteriorPoint()."
+        "needs a solver that keeps those of the program, e.g. convexrobust.ConicSolver()."
     )
 
 
-def checked_solution(solver: Solver, found) -> Solution:
-    """Return what a solver returned, or raise SolverError if that is no `Solution`."""
-    if isinstance(found, Solution):
+def checked_solution(solver: Solver, program: ConvexProgram, found) -> Solution:
+    """Return what a solver returned, or raise SolverError if that is no `Solution` of a program."""
+    if not isinstance(found, Solution):
+        got = type(found).__name__
+    elif found.V.shape != found.W.shape or found.V.shape[:2] != program.shape[:2]:
+        got = f"V and W of shapes {found.V.shape} and {found.W.shape}, not {program.shape}"
+    elif np.isnan(found.objective):
+        got = "weights whose objective is nan"
+    else:
         return found
     raise SolverError(
         f"{type(solver).__name__}.solve must return a Solution, as program.solution(V, W) makes "
-        f"one; got {type(found).__name__}."
+        f"one; got {got}."
     )
 
 
