@@ -379,7 +379,7 @@ class EpsilonInsensitive(ResidualLoss):
     steepness = 0.0
 
     def __post_init__(self):
-        if not (np.isfinite(self.tube) and self.tube >= 0.0):
+        if not (isinstance(self.tube, Real) and 0.0 <= self.tube < np.inf):
             raise ValueError(f"tube must be a finite number >= 0, got {self.tube!r}.")
 
     @property

@@ -62,9 +62,10 @@ def test_a_single_margin_is_the_binary_loss(loss):
     np.testing.assert_allclose(loss.value(xp, z[:, None]), loss.worst_case(xp, z, z, np.ones(9)))
 
 
-def test_epsilon_insensitive_refuses_a_negative_tube():
-    with pytest.raises(ValueError, match="tube"):
-        EpsilonInsensitive(-0.1)
+@pytest.mark.parametrize("tube", [-0.1, np.nan, np.inf, "0.1", None])
+def test_epsilon_insensitive_refuses_what_is_no_tube(tube):
+    with pytest.raises(ValueError, match="tube must be a finite number >= 0"):
+        EpsilonInsensitive(tube)
 
 
 @pytest.mark.parametrize("quantile", [0.1, 0.8])

@@ -15,7 +15,7 @@ from convexrobust.patterns import sample_patterns
 from convexrobust.perturbations import LpBall
 from convexrobust.program import FORMULATIONS
 from convexrobust.regularizers import GroupLasso
-from convexrobust.solvers import conic
+from convexrobust.solvers import ProgramRefusedError, conic
 from tests.cases import name, small_data, small_program
 
 EPSILONS = [0.05, 0.2]
@@ -242,3 +242,17 @@ def test_other_bad_arguments_are_named():
             regularization_path(ConvexRobustRegressor(solver=solver), X, y)
     with pytest.raises(ValueError, match="betas has no default"):
         regularization_path(ConvexRobustRegressor(n_patterns=2), X, np.zeros(len(y)))
+
+
+def test_a_solver_is_asked_about_every_radius_before_the_first_fit():
+    class Nominal(ConicSolver):
+        def refusal(self, program):
+            return None if program.sets.unperturbed else "Nominal takes no perturbation."
+
+        def solve(self, program, start=None):
+            raise AssertionError("a path that cannot be finished was begun")
+
+    X, y = data(load_breast_cancer)
+    model = clone(CLASSIFIER).set_params(solver=Nominal())
+    with pytest.raises(ProgramRefusedError, match="takes no perturbation"):
+        regularization_path(model, X, y, betas=[0.1], epsilons=[0.0, 0.1])

@@ -142,19 +142,15 @@ def regularization_path(
     smallest = ball.scaled_to(epsilons[0]).epsilon
     template, problem = _prepared(estimator, X, y, smallest, sample_weight)
     betas = _default_betas(problem) if betas is None else _grid("betas", betas)[::-1]
-    largest = ball.scaled_to(epsilons[-1])  # its fits decide on a gap for all of them
-    chains = [
-        _Chain(program, _solver_of(estimator, replace(program, perturbation=largest), tol))
-        for program in problem.programs
-    ]
+    balls = [ball.scaled_to(epsilon) for epsilon in epsilons]
+    chains = [_Chain.of(program, estimator, balls, tol) for program in problem.programs]
     fits = []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The fitted network is constant")
-        for epsilon in epsilons:
+        for ball in balls:
             for chain in chains:
                 chain.rewind()
-            epsilon = ball.scaled_to(epsilon).epsilon
-            fits.append([_fitted(template, problem, chains, epsilon, beta) for beta in betas])
+            fits.append([_fitted(template, problem, chains, ball.epsilon, beta) for beta in betas])
     return _collected(betas, epsilons, fits)
 
 
@@ -201,11 +197,19 @@ class _Chain:
     """
 
     def __init__(self, program: ConvexProgram, solver: Solver):
-        check_accepted(solver, program)
         self.program = program
         self.solver = solver
         self.first: Solution | None = None  # of the present epsilon
         self.last: Solution | None = None
+
+    @classmethod
+    def of(cls, program: ConvexProgram, estimator, balls, tol) -> _Chain:
+        """Return the chain of a program, whose solver takes it with every ball of the path."""
+        largest = replace(program, perturbation=balls[-1])  # its fits decide on a gap for all
+        solver = _solver_of(estimator, largest, tol)
+        for ball in balls:
+            check_accepted(solver, replace(program, perturbation=ball))
+        return cls(program, solver)
 
     def rewind(self):
         """Go back to the first solution, whose beta is that of the next one."""
